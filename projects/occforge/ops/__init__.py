@@ -1,0 +1,1 @@
+"""Operators of csrc/ with their plain-torch references. Needs torch alone."""

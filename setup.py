@@ -1,0 +1,102 @@
+"""Builds the ``occforge`` package and its operators (csrc/).
+
+Environment: ``FORCE_CUDA=1`` builds the CUDA kernels although no GPU is visible; ``OCCFORGE_NO_CUDA=1`` never does;
+``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as in torch; ``DEBUG=1`` builds with -O0 -g; ``OCCFORGE_NO_EXT=1`` builds no
+operators at all (the plain-torch references then run).
+"""
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+CSRC = Path('csrc')
+
+
+def flag(name: str) -> bool:
+    return os.environ.get(name, '0').upper() in ('1', 'ON', 'YES', 'TRUE')
+
+
+def import_torch():
+    """torch of the environment that the package goes into, also from inside pip's isolated build environment.
+
+    An extension only works with the very torch it was compiled against, so fetching another one as a build
+    requirement would build something that cannot be loaded.
+    """
+    try:
+        import torch
+    except ImportError:
+        sys.path.append(sysconfig.get_paths()['purelib'])
+        try:
+            import torch
+        except ImportError:
+            sys.exit(
+                'occforge: torch is needed to compile the operators and is not installed in this environment. '
+                'Install torch first, or set OCCFORGE_NO_EXT=1 to install without compiled operators.'
+            )
+    return torch
+
+
+def extensions():
+    if flag('OCCFORGE_NO_EXT'):
+        return [], {}
+    torch = import_torch()
+    from torch.utils import cpp_extension
+
+    debug = flag('DEBUG')
+    with_cuda = not flag('OCCFORGE_NO_CUDA') and (
+        flag('FORCE_CUDA') or (torch.version.cuda is not None and torch.cuda.is_available())
+    )
+    if with_cuda and cpp_extension.CUDA_HOME is None:
+        sys.exit('occforge: a CUDA build was asked for and no nvcc was found. Set CUDA_HOME, or unset FORCE_CUDA.')
+    if with_cuda and torch.version.cuda is None:
+        sys.exit('occforge: a CUDA build was asked for and this torch is a CPU build. Install a CUDA build of torch.')
+
+    patterns = ['*.cpp', '*/*.cpp'] + (['*/*.cu'] if with_cuda else [])
+    sources = sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
+    cxx = ['-std=c++20', '-O0' if debug else '-O3', '-g' if debug else '-g0', '-Wall', '-Wno-unknown-pragmas']
+    cxx += ['-fopenmp'] if torch.backends.openmp.is_available() else []
+    args = {'cxx': cxx, 'nvcc': ['-std=c++20', '-O0' if debug else '-O3', '-t2'] + (['-g', '-G'] if debug else [])}
+    kind = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    extension = kind(
+        'occforge._C',
+        sources,
+        include_dirs=[str(ROOT / 'csrc')],
+        extra_compile_args=args,
+        extra_link_args=['-g'] if debug else ['-s'],
+        depends=sorted(str(path) for path in CSRC.rglob('*.h')),
+    )
+    return [extension], {'build_ext': cpp_extension.BuildExtension}
+
+
+def requirements(name: str):
+    lines = (line.split('#')[0].strip() for line in (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def version() -> str:
+    scope = {}
+    exec((ROOT / 'projects/occforge/version.py').read_text(), scope)
+    return scope['__version__']
+
+
+ext_modules, cmdclass = extensions()
+setup(
+    name='occforge',
+    version=version(),
+    description='3D occupancy, detection and instance segmentation systems as a plugin of mmdet3d',
+    long_description=(ROOT / 'README.md').read_text() if (ROOT / 'README.md').exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.10',
+    package_dir={'': 'projects'},
+    packages=find_packages('projects'),
+    install_requires=requirements('runtime'),
+    extras_require={name: requirements(name) for name in ('optional', 'tests')},
+    ext_modules=ext_modules,
+    cmdclass=cmdclass,
+    zip_safe=False,
+)
