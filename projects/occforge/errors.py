@@ -1,0 +1,39 @@
+"""Errors that a user can act on, and how the tools print them. Standard library only."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class DataError(ValueError):
+    """A data file or a sample is not what it should be; the message names file, field, found and expected."""
+
+
+class ConfigError(ValueError):
+    """A config or a command-line field is not what it should be; the message names the field."""
+
+
+@contextlib.contextmanager
+def cli_errors(*also: type[BaseException]) -> Iterator[None]:
+    """Around a tool's ``main``: one line on stderr and exit status 2 for errors that a user can act on.
+
+    Those are :class:`DataError`, :class:`ConfigError`, whatever is named in ``also``, and file errors (not found,
+    no permission, no space) that carry a file name. Anything else is a bug and keeps its traceback. Ctrl-C exits
+    with 130 and no traceback.
+    """
+    try:
+        yield
+    except (DataError, ConfigError, *also) as error:
+        _exit(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _exit(f'{error.filename}: {error.strerror}')
+    except KeyboardInterrupt:
+        sys.stderr.write('interrupted\n')
+        sys.exit(130)
+
+
+def _exit(message: str) -> None:
+    sys.stderr.write(f'error: {" ".join(message.split())}\n')
+    sys.exit(2)
