@@ -1,0 +1,37 @@
+"""Pictures without a display: label grids, points and boxes over images, one summary picture a sample.
+
+Everything draws into RGB uint8 arrays with numpy, cv2 and PIL; :func:`write_png` saves them.
+"""
+
+from importlib.util import find_spec
+
+from .canvas import read_image, write_png
+from .occupancy import Camera, draw_occupancy_perspective, draw_occupancy_top
+from .sample import draw_camera_grid, draw_occupancy_sample
+from .sensors import (
+    box_corners,
+    draw_boxes_on_image,
+    draw_boxes_on_images,
+    draw_points_on_image,
+    draw_points_on_images,
+)
+
+__all__ = [
+    'Camera',
+    'box_corners',
+    'draw_boxes_on_image',
+    'draw_boxes_on_images',
+    'draw_camera_grid',
+    'draw_occupancy_perspective',
+    'draw_occupancy_sample',
+    'draw_occupancy_top',
+    'draw_points_on_image',
+    'draw_points_on_images',
+    'read_image',
+    'write_png',
+]
+
+if find_spec('mmengine') is not None:
+    from .hooks import OccupancyVisHook
+
+    __all__ += ['OccupancyVisHook']
