@@ -1,0 +1,3 @@
+from .syncbn_control_hook import SyncbnControlHook
+
+__all__ = ['SyncbnControlHook']
