@@ -3,4 +3,9 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(occforge, m) {
+  m.def("scene_bvh(Tensor primitives) -> (Tensor bounds, Tensor links, Tensor order)");
+  m.def(
+      "scene_cast(Tensor primitives, Tensor bounds, Tensor links, Tensor order, Tensor heights, Tensor maxima, "
+      "float x0, float y0, float cell, Tensor origins, Tensor directions, float near, float far, bool any_hit) "
+      "-> (Tensor primitive, Tensor distance, Tensor normal, Tensor uv, Tensor face)");
 }
