@@ -1,0 +1,3 @@
+from .sparse_encoder import CustomSparseEncoder
+
+__all__ = ['CustomSparseEncoder']
