@@ -8,4 +8,10 @@ TORCH_LIBRARY(occforge, m) {
       "scene_cast(Tensor primitives, Tensor bounds, Tensor links, Tensor order, Tensor heights, Tensor maxima, "
       "float x0, float y0, float cell, Tensor origins, Tensor directions, float near, float far, bool any_hit) "
       "-> (Tensor primitive, Tensor distance, Tensor normal, Tensor uv, Tensor face)");
+  m.def(
+      "cast_rays(Tensor grid, Tensor origins, Tensor directions, Tensor grid_index, float[] lower, float[] voxel_size, "
+      "int free, float max_distance) -> (Tensor label, Tensor cell, Tensor entry, Tensor exit)");
+  m.def(
+      "observed_cells(Tensor grid, Tensor origins, Tensor targets, float[] lower, float[] voxel_size, int free, "
+      "bool through_occupied) -> Tensor");
 }

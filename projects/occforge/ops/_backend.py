@@ -1,6 +1,5 @@
-"""Finds and loads the compiled operators once; without them the plain-torch references run, with one warning."""
+"""Loads the compiled operators, once; without them the plain-torch references run, with one warning."""
 
-import functools
 import os
 import warnings
 from pathlib import Path
@@ -10,21 +9,58 @@ import torch
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-@functools.lru_cache(maxsize=1)
-def has_extension() -> bool:
-    """Whether ``torch.ops.occforge.*`` is available. Loads the library at the first call and never compiles anything.
+class _Library:
+    """What was found: ``loaded``, the device types with kernels, and if not loaded the reason."""
 
-    ``OCCFORGE_DISABLE_EXT=1`` in the environment hides the library (to run the references).
+    def __init__(self):
+        self.loaded = False
+        self.devices = frozenset()
+        self.warned = False
+        self.missing = ''
+        if os.environ.get('OCCFORGE_DISABLE_EXT', '0') == '1':
+            self.missing = 'are switched off by OCCFORGE_DISABLE_EXT=1'
+            return
+        libraries = sorted(_PACKAGE.glob('_C*.so'))
+        if not libraries:
+            self.missing = 'are not built'
+            return
+        try:
+            torch.ops.load_library(str(libraries[0]))
+        except OSError as error:  # built against another torch
+            self.missing = f'could not be loaded ({str(error).splitlines()[0]})'
+            return
+        self.loaded = True
+        has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key('occforge::cast_rays', 'CUDA')
+        self.devices = frozenset(('cpu', 'meta', 'cuda') if has_cuda else ('cpu', 'meta'))
+
+
+# Loading when the package is imported (it compiles nothing and touches no GPU) keeps torch.compile from tracing it.
+_library = _Library()
+
+
+def has_extension() -> bool:
+    """Whether the compiled operators (``torch.ops.occforge.*``) are loaded.
+
+    ``OCCFORGE_DISABLE_EXT=1`` in the environment hides them (to run the references).
     """
-    if os.environ.get('OCCFORGE_DISABLE_EXT', '0') == '1':
-        return False
-    libraries = sorted(_PACKAGE.glob('_C*.so'))
-    if not libraries:
+    return _library.loaded
+
+
+def extension_devices() -> frozenset:
+    """Device types the compiled operators have kernels for, e.g. ``{'cpu', 'meta', 'cuda'}``; empty if not loaded."""
+    return _library.devices
+
+
+def use_extension(device: torch.device) -> bool:
+    """Whether an op on this device runs the compiled code. If not, the caller runs its reference; says so once."""
+    if device.type in _library.devices:
+        return True
+    if not _library.warned:
+        _library.warned = True
+        reason = _library.missing or f'were built without support for {device.type}'
         warnings.warn(
-            'the compiled operators of occforge are not built: the plain-torch references run instead, correct but '
-            'slow. Build them with `make setup` or `pip install -e . --no-build-isolation`.',
-            stacklevel=2,
+            f'the compiled operators of occforge {reason}: the plain-torch references run instead, correct but slow. '
+            'Build them with `make setup` or `pip install -e . --no-build-isolation`.',
+            stacklevel=3,
         )
-        return False
-    torch.ops.load_library(str(libraries[0]))
-    return True
+    return False

@@ -1,0 +1,31 @@
+"""Shared by the operator tests: skip mark, awkward memory layouts, a run without the compiled operators."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from occforge.ops import has_extension
+
+needs_extension = pytest.mark.skipif(not has_extension(), reason='the compiled operators are not built')
+
+OPCHECK_TESTS = ('test_schema', 'test_autograd_registration', 'test_faketensor', 'test_aot_dispatch_dynamic')
+
+
+def awkward(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, non-contiguous (reversed dimension order in memory) and at a non-zero storage offset."""
+    order = list(range(tensor.ndim))[::-1]
+    stretched = torch.zeros([size * 2 + 1 for size in (tensor.shape[i] for i in order)], dtype=tensor.dtype)
+    view = stretched[tuple(slice(1, None, 2) for _ in order)].permute(order)
+    assert view.shape == tensor.shape
+    view.copy_(tensor)
+    return view.requires_grad_() if tensor.requires_grad else view
+
+
+def run_without_extension(code: str) -> str:
+    """Run Python code in a process where the compiled operators are hidden; its standard output."""
+    environment = dict(os.environ, OCCFORGE_DISABLE_EXT='1', PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
