@@ -8,6 +8,9 @@ import torch
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
+# What the Python side expects the library to define. One that lacks any of them was built from older sources.
+_OPERATORS = ('cast_rays', 'observed_cells', 'scene_bvh', 'scene_cast')
+
 
 class _Library:
     """What was found: ``loaded``, the device types with kernels, and if not loaded the reason."""
@@ -28,6 +31,10 @@ class _Library:
             torch.ops.load_library(str(libraries[0]))
         except OSError as error:  # built against another torch
             self.missing = f'could not be loaded ({str(error).splitlines()[0]})'
+            return
+        absent = [name for name in _OPERATORS if not hasattr(torch.ops.occforge, name)]
+        if absent:
+            self.missing = f'are out of date (no {", ".join(absent)}) and must be built again'
             return
         self.loaded = True
         has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key('occforge::cast_rays', 'CUDA')
