@@ -1,0 +1,5 @@
+"""Metrics."""
+
+from .occupancy_metric import OccupancyMetric
+
+__all__ = ['OccupancyMetric']

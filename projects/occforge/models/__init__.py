@@ -1,3 +1,4 @@
 from . import backbones
+from .data_preprocessor import OccDataPreprocessor
 
-__all__ = ['backbones']
+__all__ = ['OccDataPreprocessor', 'backbones']

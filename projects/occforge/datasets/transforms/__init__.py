@@ -1,0 +1,22 @@
+"""Transforms. Random ones draw only from ``results['rng']``, the generator of the sample."""
+
+from .bev_aug import BEVAug
+from .depth import PointToMultiViewDepth
+from .formatting import PackOccInputs
+from .images import PrepareImageInputs
+from .loading import FuseAdjacentPoints, LoadLidarPoints, LoadLidarSegLabels, LoadOccGTFromFile
+from .points import EgoPointsRangeFilter, PointsLidarToEgo, ThinPoints
+
+__all__ = [
+    'BEVAug',
+    'EgoPointsRangeFilter',
+    'FuseAdjacentPoints',
+    'LoadLidarPoints',
+    'LoadLidarSegLabels',
+    'LoadOccGTFromFile',
+    'PackOccInputs',
+    'PointToMultiViewDepth',
+    'PointsLidarToEgo',
+    'PrepareImageInputs',
+    'ThinPoints',
+]

@@ -1,0 +1,249 @@
+"""nuScenes key frames with Occ3D labels, as an mmengine dataset."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmdet3d.registry import DATASETS, TRANSFORMS
+from mmengine.dataset import BaseDataset, force_full_init
+from mmengine.logging import print_log
+
+from occforge.errors import ConfigError, DataError
+
+from .occ3d import CLASS_NAMES, PALETTE
+
+CAMERA_NAMES = ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT')
+
+
+@DATASETS.register_module(name=['NuScenesOccDataset', 'NuScenesDatasetOccpancy'])
+class NuScenesOccDataset(BaseDataset):
+    """Key frames of a nuScenes info file, with the previous key frames of their scene.
+
+    An item before the transforms is the info file's item (mmdet3d-v2 layout) with absolute paths, and besides
+
+    * ``adjacent``: list of ``num_adjacent`` infos, the key frames before this one, most recent first. Where the scene
+      has none the sample's own info stands in (``is_repeat`` says so);
+    * ``sample_seed`` and ``rng``: an integer and a ``numpy.random.Generator`` made from (seed, epoch, index). What a
+      transform draws from ``rng`` depends neither on the worker nor on the process that loads the sample;
+    * ``lidar_path``, ``camera_names``, ``test_mode``, ``source`` (the info file's name, for messages).
+
+    The key frames are sorted by time, scene by scene. All annotations live in one buffer (mmengine's
+    ``serialize_data``), so that workers share it.
+
+    Args:
+        ann_file: info file (mmdet3d-v2 or BEVDet style), relative to ``data_root``.
+        data_root: the nuScenes folder. Relative paths of the info file are taken from here, never from the working
+            directory.
+        pipeline: transforms.
+        camera_names: cameras in the order in which the model sees them.
+        modality: ``use_camera``, ``use_lidar``: sensors that a sample must have.
+        num_adjacent: previous key frames that come with a sample.
+        load_interval: keep every n-th key frame (adjacency then counts kept frames, as in the BEVDet family).
+        tolerance: 'strict': a bad sample is an error that names file and field. 'tolerant': it is replaced by the
+            next good one, counted and reported; more than ``max_bad_fraction`` of the data set (seen by one process)
+            is an error. In testing such a replacement is scored once, not twice (see OccupancyMetric).
+        max_bad_fraction: see ``tolerance``.
+        seed: of the per-sample random numbers. None: the run's (SampleSeedHook sets it), or 0 without a run.
+        data_prefix: folders, relative to ``data_root``, of files that the info file gives by bare name: ``pts``,
+            ``sweeps``, ``pts_semantic_mask``, or a camera's name. Default: nuScenes' own.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+        DataError: the info file cannot be read, or (when a sample is read) a sample is bad.
+    """
+
+    METAINFO = dict(classes=CLASS_NAMES, palette=[tuple(colour) for colour in PALETTE.tolist()], dataset='nuscenes')
+
+    def __init__(
+        self,
+        ann_file: str,
+        data_root: str = '',
+        pipeline: Sequence = (),
+        camera_names: Sequence[str] = CAMERA_NAMES,
+        modality: dict | None = None,
+        num_adjacent: int = 0,
+        load_interval: int = 1,
+        tolerance: str = 'strict',
+        max_bad_fraction: float = 0.01,
+        seed: int | None = None,
+        data_prefix: dict | None = None,
+        **kwargs,
+    ):
+        if tolerance not in ('strict', 'tolerant'):
+            raise ConfigError(f"dataset field 'tolerance' is {tolerance!r}, expected 'strict' or 'tolerant'")
+        if load_interval < 1 or num_adjacent < 0 or not 0 <= max_bad_fraction < 1:
+            raise ConfigError(
+                f'dataset fields load_interval={load_interval} (expected >= 1), num_adjacent={num_adjacent} '
+                f'(>= 0), max_bad_fraction={max_bad_fraction} (in [0, 1))'
+            )
+        self.camera_names = tuple(camera_names)
+        self.modality = dict(use_camera=True, use_lidar=True)
+        unknown = set(modality or {}) - {'use_camera', 'use_lidar', 'use_radar', 'use_map', 'use_external'}
+        if unknown:
+            raise ConfigError(f"dataset field 'modality' has unknown keys {sorted(unknown)}")
+        self.modality.update(modality or {})
+        self.num_adjacent = num_adjacent
+        self.load_interval = load_interval
+        self.tolerance = tolerance
+        self.max_bad_fraction = max_bad_fraction
+        self.seed = seed
+        # Read by worker processes at every sample, written by set_epoch in the process of the training loop:
+        # persistent workers hold a copy of the dataset, so a plain attribute would never change there.
+        self._clock = torch.tensor([0, seed or 0]).share_memory_()
+        self._bad = torch.zeros(0, dtype=torch.uint8)
+        folders = dict(pts='samples/LIDAR_TOP', sweeps='sweeps/LIDAR_TOP', pts_semantic_mask='')
+        folders.update({name: f'samples/{name}' for name in self.camera_names})
+        folders.update(data_prefix or {})
+        # Built here, with mmdet3d's registry, so that the dataset also works without a Runner's default scope.
+        pipeline = [TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline]
+        super().__init__(ann_file=ann_file, data_root=data_root, data_prefix=folders, pipeline=pipeline, **kwargs)
+
+    def _join_prefix(self):
+        """Only the info file's path: the folders of bare names are joined per file in ``_resolve``."""
+        self.data_root = os.path.abspath(self.data_root) if self.data_root else os.getcwd()
+        if not os.path.isabs(self.ann_file):
+            self.ann_file = os.path.join(self.data_root, self.ann_file)
+
+    # ------------------------------------------------------------------------------------------- reading infos
+    def load_data_list(self) -> list[dict]:
+        from .info_files import load_infos
+
+        metainfo, data_list = load_infos(self.ann_file)
+        for key, value in metainfo.items():
+            self._metainfo.setdefault(key, value)
+        if not data_list:
+            raise DataError(f'{self.ann_file}: holds no samples')
+        for index, info in enumerate(data_list):
+            for field in ('token', 'timestamp'):
+                if field not in info:
+                    raise DataError(f'{self.ann_file}: item {index} has no field {field!r}')
+        # By time, but scenes stay in one piece even if two cars recorded at once.
+        start = {}
+        for info in data_list:
+            scene = str(info.get('scene_token'))
+            start[scene] = min(start.get(scene, np.inf), info['timestamp'])
+        data_list.sort(key=lambda info: (start[str(info.get('scene_token'))], str(info.get('scene_token')),
+                                         info['timestamp']))  # fmt: skip
+        return [self.parse_data_info(info) for info in data_list[:: self.load_interval]]
+
+    def parse_data_info(self, info: dict) -> dict:
+        """Makes the paths of an info absolute, in place."""
+        for name, image in (info.get('images') or {}).items():
+            if image.get('img_path'):
+                image['img_path'] = self._resolve(image['img_path'], self.data_prefix.get(name, f'samples/{name}'))
+        lidar = info.get('lidar_points') or {}
+        if lidar.get('lidar_path'):
+            lidar['lidar_path'] = info['lidar_path'] = self._resolve(lidar['lidar_path'], self.data_prefix['pts'])
+        for sweep in info.get('lidar_sweeps') or ():
+            points = sweep.get('lidar_points') or {}
+            if points.get('lidar_path'):
+                points['lidar_path'] = self._resolve(points['lidar_path'], self.data_prefix['sweeps'])
+        if info.get('pts_semantic_mask_path'):
+            info['pts_semantic_mask_path'] = self._resolve(
+                info['pts_semantic_mask_path'], self.data_prefix['pts_semantic_mask']
+            )
+        occ_path = info.get('occ_path')
+        if not occ_path and info.get('scene_name'):
+            occ_path = f'gts/{info["scene_name"]}/{info["token"]}/labels.npz'
+        if occ_path:
+            info['occ_path'] = self._resolve(occ_path, '')
+        return info
+
+    def _resolve(self, path: str, folder: str) -> str:
+        if os.path.isabs(path):
+            return path
+        return os.path.normpath(os.path.join(self.data_root, '' if '/' in path else folder, path))
+
+    @force_full_init
+    def get_data_info(self, idx: int) -> dict:
+        info = super().get_data_info(idx)
+        idx = info['sample_idx']
+        info['source'] = self.ann_file
+        info['adjacent'] = self._adjacent(info, idx)
+        info['camera_names'] = self.camera_names
+        info['test_mode'] = self.test_mode
+        # The test set is the same in every epoch.
+        epoch, seed = (int(value) for value in self._clock)
+        seeds = np.random.SeedSequence([seed, 0 if self.test_mode else epoch, idx])
+        info['sample_seed'] = int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        info['rng'] = np.random.default_rng(seeds)
+        for sensor, field in (('use_lidar', 'lidar_path'), ('use_camera', 'images')):
+            if self.modality[sensor] and not info.get(field):
+                raise DataError(f'{self.ann_file}: sample {info["token"]}: field {field!r} is missing')
+        return info
+
+    def _adjacent(self, info: dict, idx: int) -> list[dict]:
+        frames = []
+        for back in range(1, self.num_adjacent + 1):
+            other = super().get_data_info(max(idx - back, 0))
+            if idx < back or other.get('scene_token') != info.get('scene_token'):
+                other = {key: value for key, value in info.items() if key != 'adjacent'}
+                other['is_repeat'] = True
+            other['source'] = self.ann_file
+            frames.append(other)
+        return frames
+
+    # -------------------------------------------------------------------------------- seeds and skipped samples
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the per-sample seeds, in running workers too."""
+        self._clock[0] = epoch
+
+    def set_seed(self, seed: int) -> None:
+        """Sets the run's seed, where the config gives the dataset none of its own."""
+        if self.seed is None:
+            self._clock[1] = int(seed)
+
+    @property
+    def skipped(self) -> list[int]:
+        """Indices of the samples that this process and its workers have skipped so far (tolerant mode)."""
+        return torch.nonzero(self._bad).flatten().tolist()
+
+    def full_init(self):
+        if not self._fully_initialized:
+            super().full_init()
+            self._reset_shared()
+
+    def get_subset_(self, indices):
+        super().get_subset_(indices)
+        self._reset_shared()
+
+    def _copy_without_annotation(self, memo=None):
+        copied = super()._copy_without_annotation({} if memo is None else memo)
+        copied._clock = self._clock.clone().share_memory_()
+        return copied
+
+    def _reset_shared(self):
+        # one byte a sample, so that workers never write the same number
+        self._bad = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+
+    def __getitem__(self, idx: int) -> dict:
+        if not self._fully_initialized:
+            self.full_init()
+        if not -len(self) <= idx < len(self):
+            raise IndexError(f'sample {idx} of {len(self)}')
+        idx %= len(self)
+        for _ in range(len(self)):
+            if not self._bad[idx]:
+                try:
+                    data = self.prepare_data(idx)
+                    if data is None:
+                        raise DataError(f'{self.ann_file}: sample index {idx}: a transform returned nothing')
+                    return data
+                except DataError as error:
+                    if self.tolerance == 'strict':
+                        raise
+                    self._note_bad(idx, error)
+            idx = (idx + 1) % len(self)
+        raise DataError(f'{self.ann_file}: none of its {len(self)} samples can be used')
+
+    def _note_bad(self, idx: int, error: DataError) -> None:
+        self._bad[idx] = 1
+        count, limit = int(self._bad.sum()), self.max_bad_fraction * len(self)
+        summary = f'{count} of {len(self)} samples skipped so far'
+        if count > limit:
+            raise DataError(
+                f'{self.ann_file}: {summary}, more than max_bad_fraction={self.max_bad_fraction:g} allows; '
+                f'the last one: {error}'
+            ) from error
+        print_log(f'skipped a bad sample ({summary}): {error}', logger='current', level=30)

@@ -1,0 +1,157 @@
+"""Points, LiDAR segmentation labels and occupancy labels."""
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmdet3d.registry import TRANSFORMS
+
+from occforge.errors import ConfigError, DataError
+
+from ..occ3d import GRID_SIZE, LIDARSEG_TO_OCC, read_labels
+from .common import get_points, key_points, lidar_matrices, read_bytes, read_points, required_path, where
+
+
+@TRANSFORMS.register_module()
+class LoadLidarPoints(BaseTransform):
+    """Reads the key frame's cloud and checks it.
+
+    Sets ``points`` and ``key_points``, (P, load_dim) float32: x, y, z in metres in the LiDAR frame, then intensity
+    and ring for nuScenes. mmdet3d's LoadPointsFromFile also serves where no check is wanted.
+
+    Args:
+        load_dim: values a point in the file.
+        nonfinite: 'error', or 'drop' to leave out points with NaN or infinity.
+
+    Raises:
+        DataError: see ``read_points``.
+    """
+
+    def __init__(self, load_dim: int = 5, nonfinite: str = 'error'):
+        if nonfinite not in ('error', 'drop'):
+            raise ConfigError(f"LoadLidarPoints field 'nonfinite' is {nonfinite!r}, expected 'error' or 'drop'")
+        self.load_dim = load_dim
+        self.nonfinite = nonfinite
+
+    def transform(self, results: dict) -> dict:
+        points = read_points(required_path(results, 'lidar_path'), self.load_dim, self.nonfinite)
+        results['points'] = results['key_points'] = points
+        return results
+
+
+@TRANSFORMS.register_module()
+class LoadLidarSegLabels(BaseTransform):
+    """Reads nuScenes-lidarseg labels of the key frame's cloud as Occ3D classes.
+
+    Sets ``key_point_labels``, (P,) uint8 in 0..16.
+
+    Args:
+        mapping: raw label -> class; default nuScenes-lidarseg's 32 labels -> Occ3D.
+
+    Raises:
+        DataError: the file is missing, has another length than the cloud, or holds an unknown label.
+    """
+
+    def __init__(self, mapping=None):
+        self.mapping = np.asarray(LIDARSEG_TO_OCC if mapping is None else mapping, dtype=np.uint8)
+
+    def transform(self, results: dict) -> dict:
+        path = required_path(results, 'pts_semantic_mask_path')
+        labels = np.frombuffer(read_bytes(path, 'lidarseg labels'), dtype=np.uint8)
+        count = len(key_points(results))
+        if len(labels) != count:
+            raise DataError(f'{path}: lidarseg labels: {len(labels)} labels, expected {count}, one a LiDAR point')
+        if labels.max() >= len(self.mapping):
+            raise DataError(f'{path}: lidarseg labels: label {labels.max()}, expected 0..{len(self.mapping) - 1}')
+        results['key_point_labels'] = self.mapping[labels]
+        return results
+
+
+@TRANSFORMS.register_module()
+class FuseAdjacentPoints(BaseTransform):
+    """Adds the clouds of the previous key frames, moved into the current LiDAR frame.
+
+    The ego's motion is compensated (float64 poses), that of other road users is not; no time channel is added.
+
+    Args:
+        num_adjacent: previous key frames to add, at most the dataset's ``num_adjacent``.
+        load_dim: values a point in the files.
+        repeat_missing: at the start of a scene add the current cloud once for each missing one, as the reference of
+            the BEVDet-occupancy family does. It only changes point counts, so the default leaves them out.
+        nonfinite: see LoadLidarPoints.
+
+    Raises:
+        ConfigError: the dataset gives fewer adjacent frames.
+        DataError: a cloud or a pose cannot be used.
+    """
+
+    def __init__(
+        self, num_adjacent: int = 7, load_dim: int = 5, repeat_missing: bool = False, nonfinite: str = 'error'
+    ):
+        self.num_adjacent = num_adjacent
+        self.load_dim = load_dim
+        self.repeat_missing = repeat_missing
+        self.nonfinite = nonfinite
+
+    def transform(self, results: dict) -> dict:
+        adjacent = results.get('adjacent') or []
+        if len(adjacent) < self.num_adjacent:
+            raise ConfigError(
+                f'FuseAdjacentPoints wants num_adjacent={self.num_adjacent} frames, the dataset gives '
+                f'{len(adjacent)} (dataset field num_adjacent)'
+            )
+        points = get_points(results)
+        clouds = [points]
+        lidar2ego, ego2global = lidar_matrices(results)
+        global2lidar = np.linalg.inv(ego2global @ lidar2ego)
+        for info in adjacent[: self.num_adjacent]:
+            if info.get('is_repeat'):
+                if self.repeat_missing:
+                    clouds.append(points)
+                continue
+            cloud = read_points(required_path(info, 'lidar_path'), self.load_dim, self.nonfinite)
+            lidar2ego, ego2global = lidar_matrices(info)
+            motion = global2lidar @ ego2global @ lidar2ego
+            # the product is small again, so float32 loses nothing from here on
+            cloud[:, :3] = cloud[:, :3] @ motion[:3, :3].T.astype(np.float32) + motion[:3, 3].astype(np.float32)
+            clouds.append(cloud)
+        results['points'] = np.concatenate(clouds)
+        return results
+
+
+@TRANSFORMS.register_module()
+class LoadOccGTFromFile(BaseTransform):
+    """Reads the Occ3D labels of ``occ_path``.
+
+    Sets ``voxel_semantics``, ``mask_lidar``, ``mask_camera``, (X, Y, Z) uint8. May stand before or after BEVAug: if
+    flips have been drawn already, they are applied here, else BEVAug applies them.
+
+    Args:
+        grid_size: expected (X, Y, Z); None: any.
+        ignore_label: a label beside 0..17 that may occur (it takes part in neither loss nor metric).
+
+    Raises:
+        DataError: see ``occ3d.read_labels``.
+        ConfigError: BEVAug may rotate or scale, which a label grid cannot follow.
+    """
+
+    def __init__(self, grid_size=GRID_SIZE, ignore_label: int | None = None):
+        self.grid_size = None if grid_size is None else tuple(grid_size)
+        self.ignore_label = ignore_label
+
+    def transform(self, results: dict) -> dict:
+        if not results.get('occ_path'):
+            raise DataError(f"{where(results)}: field 'occ_path' is missing")
+        labels = read_labels(results['occ_path'], self.grid_size, ignore_label=self.ignore_label)
+        results['voxel_semantics'], results['mask_lidar'], results['mask_camera'] = labels
+        if 'bda' in results:
+            if not results['bda_flips_only']:
+                raise ConfigError('BEVAug rotates or scales, which occupancy labels cannot follow: allow flips only')
+            flip_labels(results, results['flip_dx'], results['flip_dy'])
+        return results
+
+
+def flip_labels(results: dict, flip_dx: bool, flip_dy: bool) -> None:
+    """Reverses axis X (flip_dx) and axis Y (flip_dy) of the label volume and both masks, in ``results``."""
+    step = (slice(None, None, -1 if flip_dx else 1), slice(None, None, -1 if flip_dy else 1))
+    for name in ('voxel_semantics', 'mask_lidar', 'mask_camera'):
+        if results.get(name) is not None:
+            results[name] = results[name][step]
