@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Prepare a data set: nuScenes tables -> info files, the synthetic city, a folder of sample files."""
+
+import argparse
+import sys
+
+
+def image_size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition('x')
+    if not (width.isdigit() and height.isdigit() and int(width) > 0 and int(height) > 0):
+        raise argparse.ArgumentTypeError(f'{text!r} is not WIDTHxHEIGHT, for instance 800x450')
+    return int(width), int(height)
+
+
+def count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 0 or more')
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
+    return int(text)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def command(name, help, description):
+        sub = commands.add_parser(name, help=help, description=description)
+        sub.add_argument('--out-dir', help='folder of the info files (default: the data root)')
+        sub.add_argument('--workers', type=positive, help='processes (default: one a core, 4 at most)')
+        sub.add_argument('--prefix', help='info files are named <prefix>_infos_<split>.pkl')
+        return sub
+
+    nuscenes = command(
+        'nuscenes',
+        'info files from nuScenes tables',
+        'Write <prefix>_infos_{train,val}.pkl (v1.0-test: _test) in mmdet3d-v2 layout, with sweeps, ego poses, '
+        'occupancy and lidarseg paths where those files are. Scenes whose sensor files are not there are left out '
+        "and counted. Splits: nuScenes' own, or <version>/splits.json where it exists.",
+    )
+    nuscenes.add_argument('--root-path', default='data/nuscenes', help='data root (default: %(default)s)')
+    nuscenes.add_argument(
+        '--version', default='v1.0-trainval', help='v1.0-trainval, v1.0-mini or v1.0-test (default: %(default)s)'
+    )
+    nuscenes.add_argument(
+        '--max-sweeps', type=count, default=10, help='LiDAR sweeps before a key frame, at most (default: %(default)s)'
+    )
+    nuscenes.add_argument(
+        '--camera-sweeps', type=count, default=0, help='camera frames between key frames, at most (default: none)'
+    )
+
+    city = command(
+        'synthetic_city',
+        'generate the synthetic city (nuScenes tables, files and labels) and its info files',
+        'A procedural city seen by the nuScenes rig, written as a nuScenes data set with Occ3D labels. The same seed '
+        'gives the same bytes, whatever the number of workers; a killed run goes on where it stopped.',
+    )
+    city.add_argument('--root-path', default='data/synthetic_city', help='data root (default: %(default)s)')
+    city.add_argument('--version', default='v1.0-trainval', help='v1.0-trainval or v1.0-mini (default: %(default)s)')
+    city.add_argument('--scenes', type=positive, default=10, help='number of scenes (default: %(default)s)')
+    city.add_argument('--keyframes', type=positive, default=20, help='key frames a scene, 2 Hz (default: %(default)s)')
+    city.add_argument('--seed', type=int, default=0, help='(default: %(default)s)')
+    city.add_argument(
+        '--image-size', type=image_size, default=(800, 450), metavar='WxH', help='up to 1600x900 (default: 800x450)'
+    )
+    city.add_argument('--rig', metavar='FILE', help='sensors of another vehicle (default: the nuScenes rig)')
+    city.add_argument('--split', help='which scenes are held out (see occforge.datasets.synthetic_city.generate)')
+    city.add_argument(
+        '--camera-sweeps', type=count, default=0, help='camera frames between key frames, unlabelled (default: none)'
+    )
+    city.add_argument(
+        '--max-sweeps', type=count, default=10, help='LiDAR sweeps listed for a key frame, at most (default: 10)'
+    )
+
+    keyframe = command(
+        'keyframe',
+        'a small data set from sample files: an info pickle with its images and point clouds in one folder',
+        'Link (or copy) the files of --source into the standard folders under --out-dir, derive what the info file '
+        'leaves out (camera ego poses, scene token), make occupancy labels from the LiDAR points and boxes, and write '
+        '<prefix>_infos_{train,val}.pkl, both with all frames: for trying models on a handful of frames. '
+        'Without lidarseg, points outside boxes become class "other_flat" on the ground and "others" above it '
+        '(see tools/create_occ_labels.py --help).',
+    )
+    keyframe.add_argument('--source', required=True, help='folder with one *.pkl (mmdet3d v2 or BEVDet) and its files')
+    keyframe.add_argument('--info', help='the info file, where the folder holds several')
+    keyframe.add_argument('--copy', action='store_true', help='copy the sensor files instead of linking to them')
+    keyframe.add_argument('--no-labels', action='store_true', help='make no occupancy labels')
+    args = parser.parse_args(argv)
+    if args.command == 'keyframe' and not args.out_dir:
+        parser.error('keyframe needs --out-dir')
+    return args
+
+
+def print_summary(paths, data_lists, left_out=None):
+    for path, items in zip(paths, data_lists.values()):
+        scenes = len({item['scene_token'] for item in items})
+        labelled = sum('occ_path' in item for item in items)
+        print(f'{path}: {len(items)} key frames of {scenes} scenes, {labelled} with occupancy labels')
+    for reason, number in (left_out or {}).items():
+        print(f'left out: {number} scenes ({reason})')
+
+
+def nuscenes(args):
+    from occforge.datasets.preparation import nuscenes_converter, progress
+
+    metainfo, data_lists, left_out = nuscenes_converter.make_infos(
+        args.root_path,
+        args.version,
+        workers=args.workers or progress.default_workers(),
+        max_sweeps=args.max_sweeps,
+        camera_sweeps=args.camera_sweeps,
+    )
+    paths = nuscenes_converter.write_infos(
+        args.out_dir or args.root_path, metainfo, data_lists, prefix=args.prefix or 'nuscenes'
+    )
+    print_summary(paths, data_lists, left_out)
+
+
+def synthetic_city(args):
+    from occforge.datasets import synthetic_city as city
+    from occforge.datasets.preparation import progress
+
+    args.workers = args.workers or progress.default_workers()
+    city.generate(
+        args.root_path,
+        version=args.version,
+        scenes=args.scenes,
+        keyframes=args.keyframes,
+        seed=args.seed,
+        workers=args.workers,
+        image_size=args.image_size,
+        rig=args.rig,
+        split=args.split,
+        camera_sweeps=args.camera_sweeps,
+    )
+    nuscenes(args)
+
+
+def keyframe(args):
+    from occforge.datasets.preparation import progress, sample_files
+
+    paths, data_lists = sample_files.make_dataset(
+        args.source,
+        args.out_dir,
+        info=args.info,
+        copy=args.copy,
+        labels=not args.no_labels,
+        workers=args.workers or progress.default_workers(),
+        prefix=args.prefix or 'nuscenes',
+    )
+    print_summary(paths, data_lists)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
+
+    with cli_errors():
+        {'nuscenes': nuscenes, 'synthetic_city': synthetic_city, 'keyframe': keyframe}[args.command](args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
