@@ -7,7 +7,6 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-
 from occforge.datasets import info_files
 from occforge.errors import DataError
 
@@ -110,8 +109,6 @@ def test_bevdet_round_trip(tmp_path):
     assert info['timestamp'] == 1532402927647951
     assert info['gt_boxes'].shape == (3, 7)
     assert info['sweeps'][0]['data_path'] == './data/nuscenes/sweeps/LIDAR_TOP/sweep0.pcd.bin'
-        'sweeps/LIDAR_TOP/sweep0.pcd.bin'
-    )
     # a point of the camera, through either description
     cam = info['cams']['CAM_FRONT']
     point = np.array([1.0, 2.0, 10.0])
