@@ -1,38 +1,52 @@
 # make demo, make test: each sets up everything it needs. Everything else: make help.
 PYTHON ?= python3
 VENV ?= .venv
+# the tested version; another one, or a CUDA build from pytorch.org: make setup TORCH=torch==2.8.0 TORCH_INDEX=https://...
 TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+ARGS ?=
 BIN := $(VENV)/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 
 REQUIREMENTS := $(wildcard requirements/*.txt)
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 DEPS_STAMP := $(VENV)/.deps
 EXT_STAMP := $(VENV)/.ext
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: help setup test test-slow lint format bench clean
+.PHONY: help setup doctor demo ablation test test-slow lint format bench wheel clean
 
-help:
+help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(DEPS_STAMP): $(REQUIREMENTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c requirements/constraints.txt "$(TORCH)" -r requirements/build.txt
-	$(BIN)/python -m pip install -q -c requirements/constraints.txt -r requirements/runtime.txt -r requirements/tests.txt
-	$(BIN)/python -m pip install -q --no-deps -r requirements/mminstall.txt
+	$(PIP) "$(TORCH)" $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) -c requirements/constraints.txt -r requirements/build.txt -r requirements/runtime.txt -r requirements/tests.txt
+	$(PIP) --no-deps -r requirements/mminstall.txt
 	touch $@
 
+# --no-build-isolation: compiled against the torch of this environment, not against a fresh one
 $(EXT_STAMP): $(DEPS_STAMP) setup.py pyproject.toml $(CSRC)
-	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 setup: $(EXT_STAMP) ## environment in .venv, pinned requirements, compiled operators
 
+doctor: setup ## what is installed, what is missing, how to fix it
+	$(BIN)/python tools/doctor.py
+
+demo: setup ## synthetic city -> training -> test -> pictures (ARGS="--help" lists the options)
+	$(BIN)/python tools/demo.py $(ARGS)
+
+ablation: setup ## fusion against camera only and LiDAR only, two seeds each
+	$(BIN)/python tools/ablation.py $(ARGS)
+
 test: setup ## the whole test suite (CPU)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test-slow: setup ## tests that take long
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
 lint: setup ## ruff, clang-format
 	$(BIN)/ruff check .
@@ -45,8 +59,12 @@ format: setup ## let ruff and clang-format rewrite
 	$(BIN)/clang-format -i $(CSRC)
 
 bench: setup ## operator benchmarks
-	$(BIN)/python tools/benchmarks/ops.py
+	$(BIN)/python tools/benchmarks/ops.py $(ARGS)
 
-clean: ## build products (not data/ nor work_dirs/)
+wheel: setup ## dist/occforge-*.whl for this Python and this torch
+	rm -rf build/lib*
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+clean: ## build products (not .venv, data/ nor work_dirs/)
 	rm -rf build dist projects/*.egg-info projects/occforge/_C*.so $(EXT_STAMP)
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

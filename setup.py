@@ -3,14 +3,18 @@
 Environment: ``FORCE_CUDA=1`` builds the CUDA kernels although no GPU is visible; ``OCCFORGE_NO_CUDA=1`` never does;
 ``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as in torch; ``DEBUG=1`` builds with -O0 -g; ``OCCFORGE_NO_EXT=1`` builds no
 operators at all (the plain-torch references then run).
+
+A wheel also carries configs/ and tools/, under ``occforge/.mim`` as the OpenMMLab packages do.
 """
 
 import os
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path('csrc')
@@ -50,10 +54,18 @@ def extensions():
     with_cuda = not flag('OCCFORGE_NO_CUDA') and (
         flag('FORCE_CUDA') or (torch.version.cuda is not None and torch.cuda.is_available())
     )
-    if with_cuda and cpp_extension.CUDA_HOME is None:
-        sys.exit('occforge: a CUDA build was asked for and no nvcc was found. Set CUDA_HOME, or unset FORCE_CUDA.')
     if with_cuda and torch.version.cuda is None:
-        sys.exit('occforge: a CUDA build was asked for and this torch is a CPU build. Install a CUDA build of torch.')
+        sys.exit(
+            f'occforge: a CUDA build was asked for (FORCE_CUDA) and this torch ({torch.__version__}) is a CPU build. '
+            'Install a CUDA build of torch, or unset FORCE_CUDA.'
+        )
+    if with_cuda and cpp_extension.CUDA_HOME is None:
+        sys.exit(
+            'occforge: a CUDA build needs nvcc and none was found. Install the CUDA toolkit and set CUDA_HOME, '
+            'or set OCCFORGE_NO_CUDA=1.'
+        )
+    if any('ccache' in os.environ.get(name, '') for name in ('CC', 'CXX')):
+        os.environ['TORCH_NO_COMPILER_WRAPPER'] = '1'  # torch would put a second ccache before the user's
 
     patterns = ['*.cpp', '*/*.cpp'] + (['*/*.cu'] if with_cuda else [])
     sources = sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
@@ -83,7 +95,22 @@ def version() -> str:
     return scope['__version__']
 
 
+class BuildPackage(build_py):
+    """Adds configs/ and tools/ to what is built; an editable install finds them where they are."""
+
+    def run(self):
+        super().run()
+        if getattr(self, 'editable_mode', False):
+            return
+        for name in ('configs', 'tools'):
+            target = Path(self.build_lib, 'occforge', '.mim', name)
+            shutil.rmtree(target, ignore_errors=True)
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns('__pycache__', '*.pyc', '.*'))
+
+
 ext_modules, cmdclass = extensions()
+cmdclass['build_py'] = BuildPackage
 setup(
     name='occforge',
     version=version(),
@@ -94,6 +121,7 @@ setup(
     python_requires='>=3.10',
     package_dir={'': 'projects'},
     packages=find_packages('projects'),
+    package_data={'occforge': ['**/*.json', '**/*.npz', '**/*.txt']},
     install_requires=requirements('runtime'),
     extras_require={name: requirements(name) for name in ('optional', 'tests')},
     ext_modules=ext_modules,
