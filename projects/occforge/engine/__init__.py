@@ -1,17 +1,29 @@
 """Training machinery: processes, configs, checkpoints, runner, hooks. Nothing here knows a system."""
 
 from . import hooks
+from .amp import OccAmpOptimWrapper
+from .checkpoint import read_checkpoint, write_checkpoint
 from .config import load_config
 from .dist import is_distributed, rank_and_world, reduce_mean_count, reduce_mean_values
+from .log_processor import OccLogProcessor
+from .loops import OccEpochTrainLoop, OccIterTrainLoop
+from .runner import OccRunner
 from .sync_batch_norm import CrossRankBatchNorm, convert_sync_batchnorm
 
 __all__ = [
     'CrossRankBatchNorm',
+    'OccAmpOptimWrapper',
+    'OccEpochTrainLoop',
+    'OccIterTrainLoop',
+    'OccLogProcessor',
+    'OccRunner',
     'convert_sync_batchnorm',
     'hooks',
     'is_distributed',
     'load_config',
     'rank_and_world',
+    'read_checkpoint',
     'reduce_mean_count',
     'reduce_mean_values',
+    'write_checkpoint',
 ]

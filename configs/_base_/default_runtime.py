@@ -1,0 +1,34 @@
+# What every config shares: registration, hooks, logging, processes. mmengine's fields; ours are named Occ*.
+custom_imports = dict(imports=['occforge'], allow_failed_imports=False)
+default_scope = 'mmdet3d'
+runner_type = 'OccRunner'
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=50),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    # written atomically; interval in epochs
+    checkpoint=dict(type='OccCheckpointHook', interval=1, max_keep_ckpts=3),
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    # metrics.csv in the work dir
+    metrics_csv=dict(type='MetricsCsvHook', interval=50),
+)
+log_processor = dict(type='OccLogProcessor', window_size=50, by_epoch=True)
+log_level = 'INFO'
+# scalars as JSON lines; no window
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    # backend None: nccl with GPUs, gloo without. timeout in seconds: how long a process waits for the others
+    dist_cfg=dict(backend=None, timeout=1800),
+)
+# one seed for weights, shuffling and augmentation; deterministic=True also asks cuDNN for deterministic kernels
+randomness = dict(seed=0, deterministic=False)
+
+load_from = None
+resume = False
+# batch normalisation over all processes (SyncbnControlHook does the same from a given epoch on)
+sync_bn = False
+find_unused_parameters = False

@@ -1,0 +1,53 @@
+"""Memory of the running processes, in MiB, from what the kernel reports. No dependency."""
+
+import os
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+
+
+def host_memory() -> float:
+    """Memory of this process and its children (dataloader workers), pages they share counted once (PSS).
+
+    Where the kernel tells no proportional size (not Linux, old kernels) it is the peak resident size of this process.
+    """
+    try:
+        return sum(_pss(pid) for pid in [os.getpid(), *_children(os.getpid())]) / MIB
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+
+
+def gpu_memory() -> float:
+    """Peak memory of tensors on the current GPU; 0 without one."""
+    return torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0
+
+
+def _pss(pid: int) -> int:
+    try:
+        text = Path(f'/proc/{pid}/smaps_rollup').read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        if pid == os.getpid():
+            raise
+        return 0  # a worker that has just ended
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith('Pss:'))
+
+
+def _children(pid: int) -> list[int]:
+    children = []
+    for task in Path(f'/proc/{pid}/task').iterdir():
+        try:
+            children += [int(child) for child in (task / 'children').read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has just ended
+    return [each for child in children for each in (child, *_children_if_any(child))]
+
+
+def _children_if_any(pid: int) -> list[int]:
+    try:
+        return _children(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return []
