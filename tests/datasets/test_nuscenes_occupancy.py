@@ -1,0 +1,299 @@
+"""The dataset: order, adjacency, seeds, and what bad samples do."""
+
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from fake_nuscenes import write_infos, write_world
+from mmengine.dataset import DefaultSampler, pseudo_collate
+from torch.utils.data import DataLoader
+
+from occforge.datasets import NuScenesOccDataset, occ3d
+from occforge.errors import ConfigError, DataError
+
+PIPELINE = [
+    dict(type='PrepareImageInputs', data_config=dict(input_size=(32, 80), flip=True, rot=(-5, 5)), is_train=True,
+         num_adjacent=1),
+    dict(type='LoadOccGTFromFile'),
+    dict(type='LoadLidarPoints'),
+    dict(type='LoadLidarSegLabels'),
+    dict(type='FuseAdjacentPoints', num_adjacent=2),
+    dict(type='ThinPoints', is_train=True),
+    dict(type='PointsLidarToEgo'),
+    dict(type='EgoPointsRangeFilter'),
+    dict(type='BEVAug', bda_aug_conf=dict(flip_dx_ratio=0.5, flip_dy_ratio=0.5), is_train=True),
+    dict(type='PointToMultiViewDepth', grid_config=dict(depth=(1.0, 45.0, 0.5)), downsample=16, with_segs=True),
+    dict(type='PackOccInputs'),
+]  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp('world')
+    write_world(root)
+    return root
+
+
+def dataset(root, **options):
+    options = dict(dict(pipeline=PIPELINE, num_adjacent=2), **options)
+    return NuScenesOccDataset('nuscenes_infos_val.pkl', data_root=str(root), **options)
+
+
+def same(a, b):
+    """Whether two packed samples are equal in every tensor."""
+    pairs = [(a['inputs'][key], b['inputs'][key]) for key in a['inputs']]
+    pairs += [(a['data_samples'].gt_occ.semantics, b['data_samples'].gt_occ.semantics)]
+    return a['inputs'].keys() == b['inputs'].keys() and all(torch.equal(x, y) for x, y in pairs)
+
+
+# --------------------------------------------------------------------------------------------- infos and order
+def test_sorted_by_time_with_scenes_in_one_piece(tmp_path):
+    infos = write_world(tmp_path, scenes=2, frames=3)
+    for k, info in enumerate(infos):
+        info['timestamp'] = 10 + (k % 3) * 0.5 + (0.25 if k >= 3 else 0)  # two cars at once
+    write_infos(tmp_path, infos[::-1])
+    data = dataset(tmp_path)
+    assert [data.get_data_info(i)['token'] for i in range(6)] == [f'token{s}{f}' for s in (0, 1) for f in range(3)]
+
+
+def test_adjacent_frames_stay_in_the_scene(world):
+    data = dataset(world)
+    tokens = [[info['token'] for info in data.get_data_info(i)['adjacent']] for i in range(8)]
+    assert tokens[:4] == [['token00', 'token00'], ['token00', 'token01'], ['token01', 'token00'], ['token02', 'token01']]
+    assert tokens[4:6] == [['token10', 'token10'], ['token10', 'token11']]
+    assert data.get_data_info(5)['adjacent'][1]['is_repeat'] and 'is_repeat' not in data.get_data_info(6)['adjacent'][1]
+
+
+def test_load_interval_and_subsets(world):
+    data = dataset(world, load_interval=3)
+    assert [data.get_data_info(i)['token'] for i in range(len(data))] == ['token00', 'token03', 'token12']
+    part = dataset(world).get_subset([4, 5])
+    assert len(part) == 2 and len(part.skipped) == 0 and part[1]['data_samples'].token == 'token11'
+    part.set_epoch(3)
+    assert len(dataset(world, indices=3)) == 3
+
+
+def test_paths_come_from_the_data_root(world, monkeypatch, tmp_path):
+    relative = os.path.relpath(world)
+    data = dataset(relative)
+    monkeypatch.chdir(tmp_path)
+    info = data.get_data_info(0)
+    assert info['lidar_path'] == str(world / 'samples/LIDAR_TOP/token00.pcd.bin') == info['lidar_points']['lidar_path']
+    assert info['images']['CAM_BACK']['img_path'] == str(world / 'samples/CAM_BACK/token00.jpg')
+    assert info['occ_path'] == str(world / 'gts/scene-0000/token00/labels.npz')
+    assert data[0]['data_samples'].occ_path == info['occ_path']
+
+
+def test_annotations_are_one_buffer_and_classes_known(world):
+    data = dataset(world)
+    assert isinstance(data.data_bytes, np.ndarray) and data.data_list == []
+    assert data.metainfo['classes'] == occ3d.CLASS_NAMES
+    again = pickle.loads(pickle.dumps(data))
+    assert same(again[3], data[3])
+
+
+def test_arguments_are_checked(world):
+    for wrong, word in (
+        (dict(tolerance='lax'), 'tolerance'),
+        (dict(load_interval=0), 'load_interval'),
+        (dict(modality=dict(use_sonar=True)), 'use_sonar'),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            dataset(world, **wrong)
+    with pytest.raises(DataError, match='nothing_here'):
+        NuScenesOccDataset('nothing_here.pkl', data_root=str(world))
+
+
+# ------------------------------------------------------------------------------------------------------- seeds
+def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(world):
+    data = dataset(world)
+    first = data[2]
+    data[5], data[0]
+    assert same(first, data[2])
+    data.set_epoch(1)
+    assert not same(first, data[2])
+    data.set_epoch(0)
+    assert same(first, data[2])
+    data.set_seed(7)
+    assert not same(first, data[2])
+    fixed = dataset(world, seed=3)
+    fixed.set_seed(9)
+    assert same(fixed[2], dataset(world, seed=3)[2])
+    seeds = {int(data[i]['inputs']['sample_seed']) for i in range(8)}
+    assert len(seeds) == 8 and min(seeds) >= 0
+
+
+def test_test_data_do_not_change_with_the_epoch(world):
+    data = dataset(world, test_mode=True)
+    first = data[2]
+    data.set_epoch(5)
+    assert same(first, data[2])
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_the_epoch_reaches_persistent_workers(world, workers):
+    data, plain = dataset(world), dataset(world)
+    loader = DataLoader(
+        data,
+        batch_size=2,
+        sampler=DefaultSampler(data, shuffle=False),
+        num_workers=workers,
+        persistent_workers=True,
+        collate_fn=pseudo_collate,
+    )
+    for epoch in (0, 1):
+        data.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        for k, batch in enumerate(loader):
+            for j in range(2):
+                one = plain[2 * k + j]
+                for key, values in batch['inputs'].items():
+                    assert torch.equal(values[j], one['inputs'][key]), (epoch, key)
+
+
+# ------------------------------------------------------------------------------------------------- bad samples
+def _cut(path, keep):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+
+
+def _rewrite_labels(path, **changes):
+    arrays = dict(occ3d.read_npz(str(path), ('semantics', 'mask_lidar', 'mask_camera')))
+    arrays.update(changes)
+    np.savez_compressed(path, **arrays)
+
+
+def _set_points(path, count, value):
+    points = np.fromfile(path, np.float32)
+    points[:count] = value
+    points.tofile(path)
+
+
+NAN_POSE = np.full((4, 4), np.nan).tolist()
+BAD = 6  # third frame of the second scene: its cloud is also fused into the fourth frame's
+# kind -> (damage(root, infos), words that the message must have)
+CORRUPTIONS = dict(
+    truncated_jpeg=(lambda root, infos: _cut(root / 'samples/CAM_FRONT/token12.jpg', 0.5), ('CAM_FRONT', 'image')),
+    empty_points=(
+        lambda root, infos: (root / 'samples/LIDAR_TOP/token12.pcd.bin').write_bytes(b''),
+        ('token12.pcd.bin', '0 bytes'),
+    ),
+    indivisible_points=(
+        lambda root, infos: _cut(root / 'samples/LIDAR_TOP/token12.pcd.bin', 0.501),
+        ('token12.pcd.bin', 'multiple of 20'),
+    ),
+    missing_points=(
+        lambda root, infos: (root / 'samples/LIDAR_TOP/token12.pcd.bin').unlink(),
+        ('token12.pcd.bin', 'No such file'),
+    ),
+    nan_points=(
+        lambda root, infos: _set_points(root / 'samples/LIDAR_TOP/token12.pcd.bin', 50, np.nan),
+        ('token12.pcd.bin', '10 of 400'),
+    ),
+    all_nan_points=(
+        lambda root, infos: _set_points(root / 'samples/LIDAR_TOP/token12.pcd.bin', None, np.nan),
+        ('token12.pcd.bin', '400 of 400'),
+    ),
+    lidarseg_length=(
+        lambda root, infos: _cut(root / 'lidarseg/v1.0-mini/token12_lidarseg.bin', 0.5),
+        ('token12_lidarseg.bin', '200 labels, expected 400'),
+    ),
+    nan_pose=(lambda root, infos: infos[BAD].update(ego2global=NAN_POSE), ('token12', 'ego2global', 'NaN')),
+    nan_camera_pose=(
+        lambda root, infos: infos[BAD]['images']['CAM_BACK'].update(ego2global=NAN_POSE),
+        ('token12', 'images.CAM_BACK.ego2global', 'NaN'),
+    ),
+    singular_intrinsics=(
+        lambda root, infos: infos[BAD]['images']['CAM_BACK'].update(cam2img=np.zeros((3, 3)).tolist()),
+        ('token12', 'images.CAM_BACK.cam2img', 'singular'),
+    ),
+    missing_camera=(
+        lambda root, infos: infos[BAD]['images'].pop('CAM_FRONT'),
+        ('token12', 'images.CAM_FRONT', 'missing'),
+    ),
+    missing_image=(
+        lambda root, infos: (root / 'samples/CAM_FRONT/token12.jpg').unlink(),
+        ('CAM_FRONT/token12.jpg', 'No such file'),
+    ),
+    missing_labels=(
+        lambda root, infos: (root / 'gts/scene-0001/token12/labels.npz').unlink(),
+        ('token12/labels.npz', 'missing'),
+    ),
+    truncated_labels=(
+        lambda root, infos: _cut(root / 'gts/scene-0001/token12/labels.npz', 0.6),
+        ('token12/labels.npz', 'truncated'),
+    ),
+    wrong_shape=(
+        lambda root, infos: _rewrite_labels(
+            root / 'gts/scene-0001/token12/labels.npz', semantics=np.zeros((200, 200, 8), np.uint8)
+        ),
+        ('token12/labels.npz', 'semantics', '(200, 200, 8)', '(200, 200, 16)'),
+    ),
+    unknown_label=(
+        lambda root, infos: _rewrite_labels(
+            root / 'gts/scene-0001/token12/labels.npz', semantics=np.full(occ3d.GRID_SIZE, 42, np.uint8)
+        ),
+        ('token12/labels.npz', 'semantics', '42', '0..17'),
+    ),
+)
+
+
+@pytest.mark.parametrize('kind', CORRUPTIONS)
+def test_a_corrupt_sample_is_one_error_or_is_skipped(tmp_path, kind):
+    infos = write_world(tmp_path)
+    damage, words = CORRUPTIONS[kind]
+    damage(tmp_path, infos)
+    write_infos(tmp_path, infos)
+
+    strict = dataset(tmp_path)
+    for index in range(BAD):
+        strict[index]
+    with pytest.raises(DataError) as error:
+        strict[BAD]
+    message = str(error.value)
+    assert all(word in message for word in words) and '\n' not in message, message
+
+    tolerant = dataset(tmp_path, tolerance='tolerant', max_bad_fraction=0.3)
+    tokens = [tolerant[index]['data_samples'].token for index in range(8)]
+    assert 'token12' not in tokens and tokens[:BAD] == [f'token{s}{f}' for s in (0, 1) for f in range(4)][:BAD]
+    assert BAD in tolerant.skipped and len(tolerant.skipped) <= 2
+    with pytest.raises(DataError, match='max_bad_fraction=0.01'):
+        dataset(tmp_path, tolerance='tolerant')[BAD]
+
+
+def test_skipped_samples_are_counted_over_workers(tmp_path, caplog):
+    write_world(tmp_path)
+    for token in ('token01', 'token12'):
+        (tmp_path / f'gts/scene-000{token[5]}/{token}/labels.npz').unlink()
+    data = dataset(tmp_path, tolerance='tolerant', max_bad_fraction=0.3)
+    loader = DataLoader(data, batch_size=1, num_workers=2, collate_fn=pseudo_collate)
+    tokens = [batch['data_samples'][0].token for batch in loader]
+    assert len(tokens) == 8 and data.skipped == [1, 6]
+    assert tokens[1] == 'token02' and tokens[6] == 'token13'
+
+
+def test_a_strict_error_leaves_the_worker_as_it_is(tmp_path):
+    write_world(tmp_path)
+    (tmp_path / 'gts/scene-0000/token01/labels.npz').write_bytes(b'')
+    loader = DataLoader(dataset(tmp_path), batch_size=1, num_workers=1, collate_fn=pseudo_collate)
+    with pytest.raises(DataError, match='token01/labels.npz'):
+        list(loader)
+
+
+def test_a_hostile_label_file_runs_nothing(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'pwned'),)
+
+    write_world(tmp_path)
+    array = np.empty((), object)
+    array[()] = Payload()
+    path = tmp_path / 'gts/scene-0000/token00/labels.npz'
+    np.savez(path, semantics=array, mask_lidar=array, mask_camera=array)
+    assert zipfile.is_zipfile(path)
+    with pytest.raises(DataError, match='semantics'):
+        dataset(tmp_path)[0]
+    assert not (tmp_path / 'pwned').exists()
