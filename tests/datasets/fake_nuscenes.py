@@ -85,14 +85,12 @@ def write_world(root, scenes=2, frames=4, image_size=(160, 90), points=400, seed
             ).astype(np.float32)
             cloud.tofile(os.path.join(root, 'samples/LIDAR_TOP', f'{token}.pcd.bin'))
             rng.integers(0, 32, points, dtype=np.uint8).tofile(os.path.join(root, info['pts_semantic_mask_path']))
-            semantics = rng.integers(0, 18, (25, 25, 4), dtype=np.uint8).repeat(8, 0).repeat(8, 1).repeat(4, 2)
-            assert semantics.shape == occ3d.GRID_SIZE
-            np.savez_compressed(
-                os.path.join(root, info['occ_path']),
-                semantics=semantics,
-                mask_lidar=rng.integers(0, 2, occ3d.GRID_SIZE, dtype=np.uint8),
-                mask_camera=rng.integers(0, 2, occ3d.GRID_SIZE, dtype=np.uint8),
-            )
+            labels = {
+                name: rng.integers(0, high, (25, 25, 4), dtype=np.uint8).repeat(8, 0).repeat(8, 1).repeat(4, 2)
+                for name, high in (('semantics', 18), ('mask_lidar', 2), ('mask_camera', 2))
+            }
+            assert labels['semantics'].shape == occ3d.GRID_SIZE
+            np.savez_compressed(os.path.join(root, info['occ_path']), **labels)
             infos.append(info)
     write_infos(root, infos)
     return infos
