@@ -10,7 +10,7 @@ import sys
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', help='data root, e.g. data/nuscenes')
-    parser.add_argument('--infos', nargs='+', metavar='FILE', help='info files (default: all *_infos_*.pkl of the root)')
+    parser.add_argument('--infos', nargs='+', metavar='FILE', help='default: all *_infos_*.pkl of the root')
     parser.add_argument('--workers', type=int, help='processes (default: one a core, 4 at most)')
     parser.add_argument(
         '--grid-size',

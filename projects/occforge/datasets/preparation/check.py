@@ -3,6 +3,7 @@
 import math
 import os
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -271,10 +272,10 @@ def check_order(path: str, items: list[dict]) -> list[Problem]:
     for scene, frames in scenes.items():
         where = f'{path}, scene {frames[0].get("scene_name") or scene}'
         times = [frame['timestamp'] for frame in frames]
-        if any(later <= earlier for earlier, later in zip(times, times[1:])):
+        if any(later <= earlier for earlier, later in pairwise(times)):
             problems.append(Problem('adjacency', where, 'its frames are not in order of time'))
             continue
-        for earlier, later in zip(frames, frames[1:]):
+        for earlier, later in pairwise(frames):
             if 'prev' in later and 'next' in earlier:
                 if later['prev'] != earlier['token'] or earlier['next'] != later['token']:
                     what = f'{earlier["token"]} and {later["token"]} follow each other but are not linked (prev, next)'
@@ -324,7 +325,7 @@ def check_dataset(
             continue
         problems += check_order(path, items)
         cameras = Counter(camera for item in items for camera in item.get('images') or ())
-        usual = tuple(camera for camera, count in cameras.items() if 2 * count > len(items))
+        usual = tuple(camera for camera, count in cameras.items() if 2 * count >= len(items))
         labelled = sum(bool(item.get('occ_path')) for item in items)
         options = CheckOptions(str(root), grid_size, usual, labelled > 0)
         looked_at['samples'] += len(items)

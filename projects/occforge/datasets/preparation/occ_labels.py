@@ -251,23 +251,34 @@ def _box_at(track: list[_Box], time: float, reach: float = 0.6) -> _Box | None:
         return track[after - 1]
     if 0 < after < len(track):
         a, b = track[after - 1], track[after]
-        if b.time - a.time > 2 * reach:  # gone for a while in between
-            near = a if time - a.time < b.time - time else b
-            return _carried(near, time, reach)
-        share = (time - a.time) / (b.time - a.time)
-        turn = (b.yaw - a.yaw + math.pi) % (2 * math.pi) - math.pi
-        return a._replace(
-            time=time, centre=a.centre + share * (b.centre - a.centre), yaw=a.yaw + share * turn, velocity=b.velocity
-        )
-    return _carried(track[0] if after == 0 else track[-1], time, reach)
-
-
-def _carried(box, time, reach):
-    if abs(time - box.time) > reach:
+        if b.time - a.time <= 2 * reach:
+            share = (time - a.time) / (b.time - a.time)
+            return a._replace(
+                time=time,
+                centre=a.centre + share * (b.centre - a.centre),
+                yaw=a.yaw + share * _turn(a, b),
+                velocity=b.velocity,
+            )
+        near = after - 1 if time - a.time < b.time - time else after  # unseen for a while in between
+    else:
+        near = 0 if after == 0 else len(track) - 1
+    box = track[near]
+    step = time - box.time
+    if abs(step) > reach:
         return None
     centre = box.centre.copy()
-    centre[:2] += (time - box.time) * box.velocity
-    return box._replace(time=time, centre=centre)
+    centre[:2] += step * box.velocity
+    # it goes on turning as it did between this box and the neighbour on the track's side
+    other = near + 1 if step < 0 else near - 1
+    rate = 0.0
+    if 0 <= other < len(track) and abs(track[other].time - box.time) <= 2 * reach:
+        rate = _turn(box, track[other]) / (track[other].time - box.time)
+    return box._replace(time=time, centre=centre, yaw=box.yaw + rate * step)
+
+
+def _turn(a: _Box, b: _Box) -> float:
+    """Change of heading from one box to the other, the short way round, radians."""
+    return (b.yaw - a.yaw + math.pi) % (2 * math.pi) - math.pi
 
 
 def _in_box_frame(points, box: _Box):
