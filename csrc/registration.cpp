@@ -14,4 +14,11 @@ TORCH_LIBRARY(occforge, m) {
   m.def(
       "observed_cells(Tensor grid, Tensor origins, Tensor targets, float[] lower, float[] voxel_size, int free, "
       "bool through_occupied) -> Tensor");
+  m.def(
+      "frustum_indices(Tensor points, float[] lower, float[] interval, int[] size) "
+      "-> (Tensor voxel, Tensor point, Tensor offset)");
+  m.def("frustum_pool(Tensor depth, Tensor feat, Tensor voxel, Tensor point, Tensor offset, int[] size) -> Tensor");
+  m.def(
+      "frustum_pool_backward(Tensor grad, Tensor depth, Tensor feat, Tensor voxel, Tensor point, Tensor offset, "
+      "int[] size) -> (Tensor grad_depth, Tensor grad_feat)");
 }

@@ -1,6 +1,16 @@
 """Operators of csrc/ with their plain-torch references. Needs torch alone."""
 
 from ._backend import extension_devices, has_extension
+from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
 
-__all__ = ['RayHits', 'cast_rays', 'extension_devices', 'has_extension', 'observed_cells']
+__all__ = [
+    'FrustumIndices',
+    'RayHits',
+    'cast_rays',
+    'extension_devices',
+    'frustum_indices',
+    'frustum_pool',
+    'has_extension',
+    'observed_cells',
+]

@@ -9,7 +9,15 @@ import torch
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 # What the Python side expects the library to define. One that lacks any of them was built from older sources.
-_OPERATORS = ('cast_rays', 'observed_cells', 'scene_bvh', 'scene_cast')
+_OPERATORS = (
+    'cast_rays',
+    'frustum_indices',
+    'frustum_pool',
+    'frustum_pool_backward',
+    'observed_cells',
+    'scene_bvh',
+    'scene_cast',
+)
 
 
 class _Library:
