@@ -44,10 +44,11 @@ class PackOccInputs(BaseTransform):
     Args:
         input_keys: further keys of the results to pack as tensors.
         meta_keys: further keys of the results to keep as meta information.
+        exclude_keys: keys to leave out: ``('points',)`` where points only serve to make depth labels.
     """
 
-    def __init__(self, input_keys=(), meta_keys=()):
-        self.input_keys = (*INPUT_KEYS, *input_keys)
+    def __init__(self, input_keys=(), meta_keys=(), exclude_keys=()):
+        self.input_keys = tuple(key for key in (*INPUT_KEYS, *input_keys) if key not in exclude_keys)
         self.meta_keys = (*META_KEYS, *meta_keys)
 
     def transform(self, results: dict) -> dict:

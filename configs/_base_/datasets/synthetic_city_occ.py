@@ -1,0 +1,75 @@
+# The synthetic city (tools/create_data.py synthetic_city) at a size that trains on two CPU cores: images of 800 x 450
+# pixels scaled to 448 x 252, of which the lowest 160 rows stay: the road, and some 12 degrees above the horizon.
+# One camera frame; LiDAR points of five key frames, all of them (the city's 32 beams are few enough).
+_base_ = ['./nuscenes_occ.py']
+
+data_root = 'data/synthetic_city'
+eval_mask = 'none'
+
+data_config = dict(
+    input_size=(160, 448),  # (H, W) of the network's images
+    src_size=(450, 800),  # (H, W) of the files
+    resize=(-0.04, 0.08),
+    rot=(-3.0, 3.0),
+    flip=True,
+    crop_h=(0.0, 0.0),
+)
+camera_frames = 0
+lidar_frames = 4
+
+read_images_train = dict(type='PrepareImageInputs', data_config=data_config, is_train=True, num_adjacent=camera_frames)
+read_images_test = dict(type='PrepareImageInputs', data_config=data_config, num_adjacent=camera_frames)
+fuse_points = dict(type='FuseAdjacentPoints', num_adjacent=lidar_frames, load_dim=5)
+flip_train = dict(type='BEVAug', bda_aug_conf=_base_.bda_aug_conf, is_train=True)
+flip_test = dict(type='BEVAug', bda_aug_conf=_base_.bda_aug_conf)
+depth_train = dict(
+    type='PointToMultiViewDepth',
+    grid_config=_base_.depth_config,
+    downsample=_base_.feature_stride,
+    with_segs=True,
+)
+depth_test = dict(type='PointToMultiViewDepth', grid_config=_base_.depth_config, downsample=_base_.feature_stride)
+pack = dict(type='PackOccInputs')
+read_points = [_base_.load_points, fuse_points, _base_.to_ego, _base_.range_filter]
+read_labelled_points = [
+    _base_.load_points,
+    _base_.load_lidarseg,
+    fuse_points,
+    _base_.to_ego,
+    _base_.range_filter,
+]
+
+# cameras and LiDAR
+train_pipeline = [read_images_train, _base_.load_labels, *read_labelled_points, flip_train, depth_train, pack]
+test_pipeline = [read_images_test, _base_.load_labels, *read_points, flip_test, depth_test, pack]
+
+# For camera-only models: the key frame's points make the depth and class labels of training and are no input.
+camera_train_pipeline = [
+    read_images_train,
+    _base_.load_labels,
+    _base_.load_points,
+    _base_.load_lidarseg,
+    _base_.to_ego,
+    flip_train,
+    depth_train,
+    dict(type='PackOccInputs', exclude_keys=('points',)),
+]
+camera_test_pipeline = [read_images_test, _base_.load_labels, flip_test, pack]
+
+# For LiDAR-only models
+lidar_train_pipeline = [_base_.load_labels, *read_points, flip_train, pack]
+lidar_test_pipeline = [_base_.load_labels, *read_points, flip_test, pack]
+
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=2,
+    dataset=dict(data_root=data_root, pipeline=train_pipeline, num_adjacent=lidar_frames),
+)
+val_dataloader = dict(
+    num_workers=2,
+    dataset=dict(data_root=data_root, pipeline=test_pipeline, num_adjacent=lidar_frames),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(eval_mask=eval_mask)
+test_evaluator = val_evaluator

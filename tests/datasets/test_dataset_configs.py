@@ -1,0 +1,58 @@
+"""The dataset configs build, and one sample of each goes through."""
+
+import os
+from pathlib import Path
+
+import pytest
+from fake_nuscenes import write_world
+from occforge.datasets import NuScenesOccDataset
+from occforge.engine import load_config
+
+CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
+
+
+@pytest.fixture(scope='module')
+def city(tmp_path_factory):
+    root = tmp_path_factory.mktemp('city')
+    write_world(root, scenes=1, frames=2, image_size=(800, 450))
+    os.link(root / 'nuscenes_infos_val.pkl', root / 'nuscenes_infos_train.pkl')
+    return root
+
+
+def build(cfg, split='train', **changes):
+    options = dict(cfg[f'{split}_dataloader'].dataset, **changes)
+    assert options.pop('type') == 'NuScenesOccDataset'
+    return NuScenesOccDataset(**options)
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+@pytest.mark.parametrize('kind', ['', 'camera_', 'lidar_'])
+def test_synthetic_city(city, split, kind):
+    cfg = load_config(CONFIGS / 'synthetic_city_occ.py', [f'data_root={city}'])
+    pipeline = cfg[f'{kind}{"train" if split == "train" else "test"}_pipeline']
+    data = build(cfg, split, pipeline=pipeline)[1]
+    inputs = data['inputs']
+    assert ('points' in inputs) == (kind != 'camera_') and ('imgs' in inputs) == (kind != 'lidar_')
+    if 'imgs' in inputs:
+        assert inputs['imgs'].shape == (1, 6, 160, 448, 3)
+    assert ('segs' in inputs) == (split == 'train' and kind != 'lidar_')
+    assert data['data_samples'].gt_occ.semantics.shape == (200, 200, 16)
+
+
+def test_nuscenes(city):
+    cfg = load_config(CONFIGS / 'nuscenes_occ.py', {'data_root': str(city)})
+    for split, keys in (('train', {'segs'}), ('val', set())):
+        for step in cfg[f'{split}_dataloader'].dataset.pipeline:
+            if step.type == 'PrepareImageInputs':
+                step.data_config.src_size = (450, 800)
+        inputs = build(cfg, split)[1]['inputs']
+        assert inputs['imgs'].shape == (2, 6, 512, 1408, 3) and inputs['sparse_depth'].shape == (6, 32, 88)
+        assert keys <= set(inputs)
+
+
+def test_the_mask_of_the_metric_follows_its_field():
+    path = CONFIGS / 'synthetic_city_occ.py'
+    assert load_config(path).val_evaluator.eval_mask == 'none'
+    for override in ('eval_mask=lidar', 'val_evaluator.eval_mask=lidar'):
+        cfg = load_config(path, [override])
+        assert cfg.val_evaluator.eval_mask == cfg.test_evaluator.eval_mask == 'lidar'
