@@ -137,3 +137,162 @@ def write_scene(root, frames=3, sweeps=4, scene='scene-0001', lidarseg=True, lab
             np.savez_compressed(folder / 'labels.npz', semantics=grid, mask_lidar=mask, mask_camera=mask)
         items.append(item)
     return items
+
+
+def write_tables(root, scenes=('scene-0061', 'scene-0103'), version='v1.0-mini', frames=3, sweeps=4):
+    """A nuScenes data set of such scenes (the same world, at other times): files and tables. Returns the v2 items."""
+    import json
+
+    from occforge.datasets.info_files import quaternion_of
+
+    tables = {name: [] for name in TABLES}
+    tables['sensor'] = [
+        dict(token='lidar', channel='LIDAR_TOP', modality='lidar'),
+        dict(token='camera', channel='CAM_FRONT', modality='camera'),
+    ]
+    for name, pose, intrinsic in (('lidar', LIDAR2EGO, []), ('camera', CAM2EGO, INTRINSICS)):
+        tables['calibrated_sensor'].append(
+            dict(
+                token=f'calibrated-{name}',
+                sensor_token=name,
+                translation=pose[:3, 3].tolist(),
+                rotation=quaternion_of(pose),
+                camera_intrinsic=intrinsic,
+            )
+        )
+    tables['category'] = [
+        dict(token=name, name=name, description='', index=index)
+        for index, name in ((CAR, 'vehicle.car'), (0, 'noise'), (1, 'animal'), (ROAD, 'flat.driveable_surface'))
+    ]
+    tables['log'] = [
+        dict(token='log', logfile='n015', vehicle='n015', date_captured='2018-07-24', location='boston-seaport')
+    ]
+    (root / 'maps').mkdir(parents=True, exist_ok=True)
+    Image.new('L', (8, 8)).save(root / 'maps/map.png')
+    tables['map'] = [dict(token='map', log_tokens=['log'], category='semantic_prior', filename='maps/map.png')]
+    tables['visibility'] = [dict(token='4', level='v80-100', description='')]
+    all_items = []
+    for number, scene in enumerate(scenes):
+        start = 1.6e9 + 100 * number
+        items = write_scene(root, frames, sweeps, scene, start=start)
+        all_items += items
+        tables['scene'].append(
+            dict(
+                token=f'token-of-{scene}',
+                name=scene,
+                log_token='log',
+                nbr_samples=frames,
+                first_sample_token=items[0]['token'],
+                last_sample_token=items[-1]['token'],
+                description='',
+            )
+        )
+        tables['instance'].append(
+            dict(
+                token=f'{scene}-car',
+                category_token='vehicle.car',
+                nbr_annotations=frames,
+                first_annotation_token=f'{items[0]["token"]}-car',
+                last_annotation_token=f'{items[-1]["token"]}-car',
+            )
+        )
+        lidar_records = []
+        for item in items:
+            token, time = item['token'], item['timestamp'] - start
+            tables['sample'].append(
+                {
+                    'token': token,
+                    'timestamp': round(item['timestamp'] * 1e6),
+                    'scene_token': item['scene_token'],
+                    'prev': item['prev'],
+                    'next': item['next'],
+                }
+            )
+            for sweep in reversed(item['lidar_sweeps']):
+                lidar_records.append((sweep['sample_data_token'], sweep['timestamp'], sweep['ego2global'], item, sweep))
+            lidar_records.append((f'{token}-lidar', item['timestamp'], item['ego2global'], item, None))
+            tables['lidarseg'].append(
+                dict(
+                    token=f'{token}-lidar', sample_data_token=f'{token}-lidar', filename=item['pts_semantic_mask_path']
+                )
+            )
+            image = item['images']['CAM_FRONT']
+            tables['ego_pose'].append(_ego_record(f'{token}-camera', image['timestamp'], image['ego2global']))
+            tables['sample_data'].append(
+                _data_record(f'{token}-camera', item, 'camera', image['timestamp'], f'samples/CAM_FRONT/{token}.jpg')
+            )
+            centre, yaw = car_pose(time)
+            car = world() @ pose_matrix([np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)], centre)
+            tables['sample_annotation'].append(
+                dict(
+                    token=f'{token}-car',
+                    sample_token=token,
+                    instance_token=f'{scene}-car',
+                    translation=car[:3, 3].tolist(),
+                    rotation=quaternion_of(car),
+                    size=CAR_SIZE[[1, 0, 2]].tolist(),
+                    prev=f'{item["prev"]}-car' if item['prev'] else '',
+                    next=f'{item["next"]}-car' if item['next'] else '',
+                    num_lidar_pts=100,
+                    num_radar_pts=0,
+                    visibility_token='4',
+                    attribute_tokens=[],
+                )
+            )
+        for index, (token, timestamp, ego2global, item, sweep) in enumerate(lidar_records):
+            path = (
+                sweep['lidar_points']['lidar_path']
+                if sweep
+                else f'samples/LIDAR_TOP/{item["lidar_points"]["lidar_path"]}'
+            )
+            record = _data_record(token, item, 'lidar', timestamp, path, key=sweep is None)
+            record['prev'] = lidar_records[index - 1][0] if index else ''
+            record['next'] = lidar_records[index + 1][0] if index + 1 < len(lidar_records) else ''
+            tables['sample_data'].append(record)
+            tables['ego_pose'].append(_ego_record(token, timestamp, ego2global))
+    folder = root / version
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in tables.items():
+        (folder / f'{name}.json').write_text(json.dumps(records))
+    (root / 'lidarseg' / version).mkdir(parents=True)
+    for path in (root / 'lidarseg/mini').iterdir():
+        path.rename(root / 'lidarseg' / version / path.name)
+    text = (folder / 'lidarseg.json').read_text()
+    (folder / 'lidarseg.json').write_text(text.replace('lidarseg/mini', f'lidarseg/{version}'))
+    return all_items
+
+
+TABLES = (
+    'attribute calibrated_sensor category ego_pose instance log map sample sample_annotation sample_data scene sensor '
+    'visibility lidarseg'
+).split()
+
+
+def _ego_record(token, timestamp, ego2global):
+    from occforge.datasets.info_files import quaternion_of
+
+    ego2global = np.asarray(ego2global)
+    return dict(
+        token=token,
+        timestamp=round(timestamp * 1e6),
+        translation=ego2global[:3, 3].tolist(),
+        rotation=quaternion_of(ego2global),
+    )
+
+
+def _data_record(token, item, sensor, timestamp, path, key=True):
+    size = IMAGE_SIZE if sensor == 'camera' else (0, 0)
+    return dict(
+        token=token,
+        sample_token=item['token'],
+        ego_pose_token=token,
+        calibrated_sensor_token=f'calibrated-{sensor}',
+        timestamp=round(timestamp * 1e6),
+        fileformat=path.rsplit('.', 1)[-1],
+        is_key_frame=key,
+        height=size[1],
+        width=size[0],
+        filename=path,
+        prev='',
+        next='',
+    )
