@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from .canvas import read_image, write_png
 from .occupancy import Camera, draw_occupancy_perspective, draw_occupancy_top
-from .sample import draw_camera_grid, draw_occupancy_sample
+from .sample import draw_camera_grid, draw_occupancy_sample, draw_sensor_sample
 from .sensors import (
     box_corners,
     draw_boxes_on_image,
@@ -27,6 +27,7 @@ __all__ = [
     'draw_occupancy_top',
     'draw_points_on_image',
     'draw_points_on_images',
+    'draw_sensor_sample',
     'read_image',
     'write_png',
 ]

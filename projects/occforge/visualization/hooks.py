@@ -95,7 +95,7 @@ def load_images(meta: dict) -> dict | None:
     if isinstance(paths, str):
         paths = [paths]
     names = meta.get('cam_names') or [Path(path).parent.name for path in paths]
-    return {name: read_image(path) for name, path in zip(names, paths)}
+    return {name: read_image(path) for name, path in zip(names, paths) if path} or None
 
 
 def _array(value) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One picture that sums up one sample: its camera images, prediction and truth from above and in perspective."""
+"""Pictures that sum up one sample: images, prediction and truth; or images with points, boxes and labels."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ from occforge.datasets import occ3d
 
 from .canvas import FAINT, INK, Pen, blank, fit, paste
 from .occupancy import Camera, check_grid, draw_occupancy_perspective, draw_occupancy_top
+from .sensors import class_colour, depth_colours, draw_boxes_on_images, draw_points_on_images
 
 CAMERA_ROWS = (
     ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT'),
@@ -200,3 +201,60 @@ def _draw_legend(pen, x, y, names, palette, pred, target, mask) -> None:
     if target is not None:
         pen.text(x, y + 12, 'mean', 18, anchor='lm')
         pen.text(x + LEGEND, y + 12, f'{100 * mean:.1f}' if np.isfinite(mean) else '–', 18, anchor='rm')
+
+
+def draw_sensor_sample(
+    images, cameras, points=None, boxes=None, labels=None, names=None, *, occupancy=None, title='', width=1920
+):
+    """The images of a sample with its LiDAR points and boxes on them, and its occupancy labels below.
+
+    Args:
+        images: camera name -> (H, W, 3) uint8 RGB.
+        cameras: camera name -> dict with ``lidar2cam`` (4, 4) and ``cam2img`` (3, 3), as in info files.
+        points: (P, >= 3) in the LiDAR frame, or None.
+        boxes: (M, 7+) gravity-centre boxes in the LiDAR frame, or None; ``labels`` (M,) index ``names``.
+        occupancy: (X, Y, Z) class numbers of Occ3D, or None.
+        title: headline.
+        width: of the picture, pixels.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    if points is not None:
+        images = draw_points_on_images(images, points, cameras)
+    if boxes is not None:
+        images = draw_boxes_on_images(images, boxes, cameras, labels=labels, names=names)
+    inner = width - 2 * MARGIN
+    parts = [draw_camera_grid(images, inner)]
+    if occupancy is not None:
+        height = round(inner * 0.27)
+        top = draw_occupancy_top(occupancy, size=height)
+        view = draw_occupancy_perspective(occupancy, camera=Camera(size=(inner - top.shape[1] - GAP, height)))
+        row = blank(height, inner)
+        paste(row, top, 0, 0)
+        paste(row, view, top.shape[1] + GAP, 0)
+        parts.append(row)
+    head, foot = MARGIN + TITLE, 44
+    canvas = blank(head + sum(part.shape[0] + GAP for part in parts) + foot, width)
+    y = head
+    for part in parts:
+        paste(canvas, part, MARGIN, y)
+        y += part.shape[0] + GAP
+    bar_width = 260
+    if points is not None:
+        depth = np.geomspace(1, 60, bar_width)
+        bar = np.repeat(depth_colours(depth)[None], 14, axis=0)
+        paste(canvas, bar, MARGIN + 34, y + 8)
+    with Pen(canvas) as pen:
+        pen.text(MARGIN, MARGIN + 4, title, 28)
+        x = MARGIN
+        if points is not None:
+            pen.text(x, y + 15, '1 m', 15, FAINT, 'lm')
+            pen.text(x + 34 + bar_width + 8, y + 15, '60 m', 15, FAINT, 'lm')
+            x += bar_width + 110
+        if boxes is not None and labels is not None and names is not None:
+            for label in sorted({int(label) for label in labels if 0 <= label < len(names)}):
+                colour = tuple(int(c) for c in class_colour(label, names))
+                pen.box(x, y + 7, 16, 16, colour, radius=3)
+                x += 22 + pen.text(x + 22, y + 15, names[label], 15, anchor='lm') + 18
+    return canvas

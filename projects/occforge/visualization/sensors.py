@@ -108,7 +108,7 @@ def draw_boxes_on_image(image, boxes, lidar2cam, cam2img, labels=None, names=Non
         box = seen[index]
         if (box[:, 2] <= NEAR).all():
             continue
-        colour = _class_colour(None if labels is None else int(labels[index]), names)
+        colour = class_colour(None if labels is None else int(labels[index]), names)
         if (box[_BOX_FRONT, 2] > NEAR).all():
             face = np.round(_to_pixels(box[_BOX_FRONT], cam2img)).clip(-20000, 20000).astype(np.int32)
             x, y, w, h = cv2.boundingRect(face)
@@ -126,7 +126,8 @@ def draw_boxes_on_image(image, boxes, lidar2cam, cam2img, labels=None, names=Non
     return image
 
 
-def _class_colour(label, names):
+def class_colour(label, names):
+    """RGB of a class: Occ3D's colour where Occ3D has that name, dark ones lifted; green without a label, else grey."""
     if label is None:
         return 64, 255, 120
     if not 0 <= label < len(names) or names[label] not in occ3d.CLASS_NAMES:

@@ -1,0 +1,163 @@
+"""demo.py and ablation.py on made-up commands' results, and label_prior.py and visualize_infos.py on small data."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import ablation
+import demo
+import numpy as np
+import pytest
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+from occforge.datasets import occ3d
+
+NAMES = list(occ3d.CLASS_NAMES)
+
+
+def results(value, voxels=1000):
+    metrics = {}
+    for mask in demo.MASKS:
+        metrics.update({f'IoU/{mask}/{name}': value for name in NAMES}, **{f'mIoU/{mask}': value})
+        metrics[f'geo_IoU/{mask}'] = value
+    metrics['IoU/no_mask/bicycle'] = None  # absent
+    counts = {mask: dict.fromkeys(NAMES, voxels) for mask in demo.MASKS}
+    return dict(metrics=metrics, voxels=counts, class_names=NAMES, samples=7)
+
+
+def run(tool, *arguments):
+    return subprocess.run([sys.executable, str(TOOLS / tool), *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize('tool', ['demo.py', 'ablation.py', 'visualize_infos.py', 'analysis/label_prior.py'])
+def test_help_and_wrong_arguments(tool):
+    done = run(tool, '--help')
+    assert done.returncode == 0 and 'usage' in done.stdout
+    done = run(tool, '--no-such-option')
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+
+
+def test_summary_table():
+    table = demo.summary_table(results(51.234), results(9.0))
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1  # columns line up
+    car = next(line for line in lines if line.startswith('car')).split()
+    assert car == ['car', '51.2', '51.2', '51.2', '9.0', '1,000']
+    assert next(line for line in lines if line.startswith('bicycle')).split()[1:3] == ['-', '51.2']
+    assert 'free' not in table
+
+
+def test_ablation_table_is_the_mean_of_the_seeds():
+    text = ablation.markdown({'fusion': [results(50.0), results(60.0)], 'camera only': [results(30.0), results(20.0)]})
+    rows = {
+        line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
+        for line in text.splitlines()
+        if line
+    }
+    assert rows['fusion'][:2] == ['2', '**55.0** (50.0, 60.0)']
+    assert rows['car'] == ['55.0', '25.0', '1,000']
+    assert rows['bicycle'] == ['-', '-', '1,000']
+
+
+def test_overrides_name_only_what_differs():
+    assert demo.config_overrides('data/synthetic_city', 0) == []
+    assert demo.config_overrides('d', 1, ['a=b']) == ['--cfg-options', 'data_root=d', 'randomness.seed=1', 'a=b']
+
+
+def test_unknown_config_and_foreign_work_dir(tmp_path):
+    done = run('demo.py', '--config', tmp_path / 'none.py')
+    assert done.returncode == 2 and 'none.py' in done.stderr
+    (tmp_path / 'thesis.txt').touch()
+    done = run('demo.py', '--config', __file__, '--work-dir', tmp_path, '--fresh')
+    assert done.returncode == 1 and 'not made by this tool' in done.stderr and 'Traceback' not in done.stderr
+    assert (tmp_path / 'thesis.txt').exists()
+
+
+def make_data(root, split, grids):
+    """Label files and an info file (mmdet3d-v2 layout) with a camera in front of the LiDAR."""
+    from occforge.datasets.info_files import DETECTION_CLASSES
+    from occforge.visualization import write_png
+
+    items = []
+    for i, grid in enumerate(grids):
+        token = f'{split}{i}'
+        folder = root / 'gts' / 'scene-0001' / token
+        folder.mkdir(parents=True)
+        mask = np.ones(grid.shape, np.uint8)
+        np.savez_compressed(folder / 'labels.npz', semantics=grid, mask_lidar=mask, mask_camera=mask)
+        write_png(root / 'samples' / 'CAM_FRONT' / f'{token}.png', np.full((90, 160, 3), 90, np.uint8))
+        points = np.random.default_rng(i).uniform(-20, 20, (500, 5)).astype(np.float32)
+        (root / 'samples' / 'LIDAR_TOP').mkdir(exist_ok=True)
+        points.tofile(root / 'samples' / 'LIDAR_TOP' / f'{token}.bin')
+        camera = dict(
+            img_path=f'{token}.png',
+            cam2img=[[100, 0, 80], [0, 100, 45], [0, 0, 1]],
+            cam2ego=np.eye(4).tolist(),
+            ego2global=np.eye(4).tolist(),
+            lidar2cam=[[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]],
+        )
+        box = dict(bbox_3d=[10, 0, 0, 4, 2, 2, 0.1], bbox_label_3d=0, bbox_3d_isvalid=True, num_lidar_pts=5)
+        items.append(
+            dict(
+                sample_idx=i,
+                token=token,
+                scene_token='s',
+                scene_name='scene-0001',
+                timestamp=float(i),
+                ego2global=np.eye(4).tolist(),
+                images=dict(CAM_FRONT=camera),
+                lidar_points=dict(lidar_path=f'{token}.bin', num_pts_feats=5, lidar2ego=np.eye(4).tolist()),
+                instances=[box],
+                occ_path=f'gts/scene-0001/{token}/labels.npz',
+            )
+        )
+    import pickle
+
+    categories = {name: i for i, name in enumerate(DETECTION_CLASSES)}
+    path = root / f'nuscenes_infos_{split}.pkl'
+    metainfo = dict(categories=categories, dataset='nuscenes', version='v1.0-trainval', info_version='1.1')
+    path.write_bytes(pickle.dumps(dict(metainfo=metainfo, data_list=items)))
+    return path
+
+
+def grid(*labels):
+    """A small grid whose first voxels hold these labels."""
+    cells = np.full(occ3d.GRID_SIZE, occ3d.FREE, np.uint8)
+    cells[0, 0, : len(labels)] = labels
+    return cells
+
+
+def test_label_prior_by_hand(tmp_path):
+    train = make_data(tmp_path, 'train', [grid(4, 4, 11), grid(4, 11, 11), grid(3, 4, 16)])  # most frequent: 4, 4, 11
+    val = make_data(tmp_path, 'val', [grid(4, 11, 11)])
+    done = run(
+        'analysis/label_prior.py', train, val, '--out', tmp_path / 'out.json', '--save-prior', tmp_path / 'prior.npz'
+    )
+    assert done.returncode == 0, done.stderr
+    prior = np.load(tmp_path / 'prior.npz')['semantics']
+    assert prior[0, 0, :4].tolist() == [4, 4, 11, 17] and (prior != 17).sum() == 3
+    metrics = json.loads((tmp_path / 'out.json').read_text())['metrics']
+    assert metrics['IoU/no_mask/car'] == pytest.approx(50) and metrics[
+        'IoU/no_mask/driveable_surface'
+    ] == pytest.approx(50)
+    assert metrics['mIoU/no_mask'] == pytest.approx(50)
+    done = run('analysis/label_prior.py', train, tmp_path / 'none.pkl')
+    assert done.returncode == 2 and 'none.pkl' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_visualize_infos(tmp_path):
+    from PIL import Image
+
+    info = make_data(tmp_path, 'train', [grid(4), grid(11), grid(3)])
+    done = run('visualize_infos.py', info, '--out-dir', tmp_path / 'out', '-n', 2, '--width', 800)
+    assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / 'out').iterdir())
+    assert [file.name for file in files] == ['scene-0001_train0.png', 'scene-0001_train2.png']
+    with Image.open(files[0]) as picture:
+        assert picture.size[0] == 800
+    done = run('visualize_infos.py', info, '--out-dir', tmp_path / 'out', '--tokens', 'nobody')
+    assert done.returncode == 2 and 'nobody' in done.stderr
+    (tmp_path / 'samples' / 'LIDAR_TOP' / 'train0.bin').write_bytes(b'1234567')
+    done = run('visualize_infos.py', info, '--out-dir', tmp_path / 'out', '--tokens', 'train0')
+    assert done.returncode == 2 and 'train0.bin' in done.stderr and 'Traceback' not in done.stderr

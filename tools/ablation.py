@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Fusion against camera only and LiDAR only: the same schedule, several seeds, one table (`make ablation`).
+
+    tools/ablation.py                         three configs, seeds 0 and 1
+    tools/ablation.py --seeds 0 --cfg-options max_epochs=2
+    tools/ablation.py --configs a=configs/x.py b=configs/y.py     any configs
+
+Finished trainings are used again; a killed run goes on where it stopped. The table is printed as Markdown and written
+to <work-dir>/ablation.md and ablation.json.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from demo import MASKS, TOOLS, config_overrides, make_city, percent, train_and_test
+from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
+
+FOLDER = TOOLS.parent / 'configs/fusion_occ'
+CONFIGS = {
+    'fusion': FOLDER / 'fusion_occ_synthetic.py',
+    'camera only': FOLDER / 'fusion_occ_synthetic_camera.py',
+    'LiDAR only': FOLDER / 'fusion_occ_synthetic_lidar.py',
+}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: fusion, camera only, LiDAR only')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='of the trainings (default: 0 1)')
+    parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
+    parser.add_argument('--work-dir', default='work_dirs/ablation', help='(default: %(default)s)')
+    parser.add_argument('--scenes', type=int, default=10, help='of the city (default: %(default)s)')
+    parser.add_argument('--keyframes', type=int, default=20, help='per scene (default: %(default)s)')
+    parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
+    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
+    args = parser.parse_args(argv)
+    if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
+        parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
+    configs = CONFIGS
+    if args.configs:
+        configs = {}
+        for entry in args.configs:
+            name, equals, path = entry.partition('=')
+            if not (name and equals and path) or name in configs:
+                parser.error(f'--configs: {entry!r} is not NAME=FILE with a new NAME')
+            configs[name] = Path(path)
+    for path in configs.values():
+        if not path.is_file():
+            parser.error(f'{path}: no such config file')
+    args.configs = configs
+    return args
+
+
+def mean(values) -> float:
+    """Mean of the values that are there; nan if none is."""
+    values = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def markdown(runs: dict) -> str:
+    """The tables: mIoU by mask and seed, then IoU by class. ``runs``: name -> results per seed."""
+    lines = ['| config | seeds | ' + ' | '.join(f'mIoU, {text}' for text in MASKS.values()) + ' | geometric IoU |']
+    lines.append('| --- |' + ' ---: |' * (len(MASKS) + 2))
+    for name, results in runs.items():
+        cells = []
+        for key in [f'mIoU/{mask}' for mask in MASKS] + ['geo_IoU/no_mask']:
+            values = [result['metrics'][key] for result in results]
+            each = f' ({", ".join(percent(value) for value in values)})' if len(values) > 1 else ''
+            cells.append(f'**{percent(mean(values))}**{each}')
+        lines.append(f'| {name} | {len(results)} | ' + ' | '.join(cells) + ' |')
+    first = next(iter(runs.values()))[0]
+    names = [name for name in first['class_names'] if name != 'free']
+    lines += ['', '| class, IoU without a mask | ' + ' | '.join(runs) + ' | voxels |']
+    lines.append('| --- |' + ' ---: |' * (len(runs) + 1))
+    for name in names:
+        cells = [percent(mean([r['metrics'][f'IoU/no_mask/{name}'] for r in results])) for results in runs.values()]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + f' | {first["voxels"]["no_mask"][name]:,} |')
+    return '\n'.join(lines)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    work_dir = Path(args.work_dir)
+    args.seed = args.city_seed
+    runs = {name: [] for name in args.configs}
+    try:
+        if args.fresh:
+            clear_work_dir(work_dir)
+        stages = StageRunner(work_dir)
+        make_city(stages, args)
+        for seed in args.seeds:
+            for name, config in args.configs.items():
+                folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
+                overrides = config_overrides(args.data_root, seed, args.cfg_options)
+                results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides)
+                runs[name].append(read_results(results))
+    except StageError as error:
+        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on from here', file=sys.stderr)
+        return 130
+    samples = next(iter(runs.values()))[0]['samples']
+    seeds = (
+        f'Mean of {len(args.seeds)} seeds (each in brackets), ' if len(args.seeds) > 1 else f'Seed {args.seeds[0]}, '
+    )
+    text = f'{seeds}{samples} held-out key frames, IoU in %.\n\n{markdown(runs)}\n'
+    print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
+    write_atomically(work_dir / 'ablation.md', text)
+    document = {
+        name: [
+            dict(seed=seed, metrics=result['metrics'], voxels=result['voxels'])
+            for seed, result in zip(args.seeds, results)
+        ]
+        for name, results in runs.items()
+    }
+    document = dict(runs=document, seconds=stages.seconds, configs={k: str(v) for k, v in args.configs.items()})
+    write_atomically(work_dir / 'ablation.json', json.dumps(document, indent=1) + '\n')
+    print(f'written to {work_dir / "ablation.md"} and ablation.json')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""From nothing to a trained and tested FusionOcc on the synthetic city, with pictures (`make demo`).
+
+    tools/demo.py                     what is finished is used again; a killed demo goes on where it stopped
+    tools/demo.py --fresh             from the beginning
+    tools/demo.py --scenes 4 --keyframes 6 --cfg-options max_epochs=2    a quick look at the path
+
+Each stage is one command that a user would type; it is printed before it runs.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from stage_runner import (
+    StageError,
+    StageRunner,
+    clear_work_dir,
+    duration,
+    last_checkpoint,
+    read_results,
+    write_atomically,
+)
+
+TOOLS = Path(__file__).resolve().parent
+CONFIG = TOOLS.parent / 'configs/fusion_occ/fusion_occ_synthetic.py'
+MASKS = {'no_mask': 'no mask', 'camera_mask': 'camera mask', 'lidar_mask': 'LiDAR mask'}
+ENOUGH = 500  # voxels a class must have in the held-out labels to say something
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('--config', default=str(CONFIG), help='default: configs/fusion_occ/fusion_occ_synthetic.py')
+    parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
+    parser.add_argument('--work-dir', default='work_dirs/demo', help='everything else (default: %(default)s)')
+    parser.add_argument('--scenes', type=int, default=10, help='of the city (default: %(default)s)')
+    parser.add_argument('--keyframes', type=int, default=20, help='per scene (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of the city and of the training (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
+    parser.add_argument('--pictures', type=int, help='at most so many (default: every held-out sample)')
+    parser.add_argument('--fresh', action='store_true', help='delete what an earlier demo left in --work-dir')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to tools/train.py and test.py'
+    )
+    args = parser.parse_args(argv)
+    if min(args.scenes, args.keyframes, args.workers) < 1 or (args.pictures is not None and args.pictures < 0):
+        parser.error('--scenes, --keyframes and --workers must be 1 or more, --pictures 0 or more')
+    if not Path(args.config).is_file():
+        parser.error(f'{args.config}: no such config file')
+    return args
+
+
+def relative(path) -> str:
+    """A path as one would type it here."""
+    path = Path(path)
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def config_overrides(data_root, seed, extra=()) -> list:
+    """--cfg-options that point a config at a city and a seed; only what differs from the default."""
+    options = []
+    if os.path.normpath(data_root) != os.path.normpath('data/synthetic_city'):
+        options.append(f'data_root={data_root}')
+    if seed:
+        options.append(f'randomness.seed={seed}')
+    options += extra
+    return ['--cfg-options', *options] if options else []
+
+
+def make_city(stages: StageRunner, args) -> None:
+    """Stages of the data: the city with its info files."""
+    command = [relative(TOOLS / 'create_data.py'), 'synthetic_city', '--root-path', args.data_root]
+    command += ['--scenes', args.scenes, '--keyframes', args.keyframes, '--seed', args.seed, '--workers', args.workers]
+    infos = [Path(args.data_root, f'nuscenes_infos_{split}.pkl') for split in ('train', 'val')]
+    stages.run('city', command, infos)
+
+
+def measure_prior(stages: StageRunner, args, out) -> None:
+    """What can be had without looking: the floor that a model must beat."""
+    infos = [os.path.join(args.data_root, f'nuscenes_infos_{split}.pkl') for split in ('train', 'val')]
+    stages.run('label prior', [relative(TOOLS / 'analysis/label_prior.py'), *infos, '--out', out], [out], ['city'])
+
+
+def train_and_test(stages: StageRunner, name, config, work_dir, overrides, pictures=None, most=None) -> Path:
+    """Stages of one model, trained in ``work_dir/training``. Returns its results file."""
+    label = f'{name}: ' if name else ''
+    config, training, testing = relative(config), Path(work_dir, 'training'), Path(work_dir, 'test')
+    train = [relative(TOOLS / 'train.py'), config, '--work-dir', training, '--resume', *overrides]
+    stages.run(f'{label}training', train, [training / 'last_checkpoint'], ['city'], [training])
+    results = testing / 'results.json'
+    test = [relative(TOOLS / 'test.py'), config, relative(last_checkpoint(training)), '--work-dir', testing]
+    test += ['--out', results]
+    if pictures is not None:
+        test += ['--show-dir', pictures]
+    if most is not None:
+        test += ['--show-samples', most]
+    folders = [testing] if pictures is None else [testing, pictures]
+    stages.run(f'{label}test', [*test, *overrides], [results], ['city', f'{label}training'], folders)
+    return results
+
+
+def percent(value) -> str:
+    return '-' if value is None or not math.isfinite(value) else f'{value:.1f}'
+
+
+def summary_table(results: dict, prior: dict) -> str:
+    """IoU of each class under each mask, its voxels in the held-out labels, and the label prior's IoU."""
+    metrics, floor = results['metrics'], prior['metrics']
+    head = f'{"class":<22}' + ''.join(f'{text:>13}' for text in MASKS.values())
+    lines = [f'{head}{"label prior":>13}{"voxels":>13}', '-' * (22 + 13 * 5)]
+    names = [name for name in results['class_names'] if name != 'free']
+
+    def row(title, key, voxels):
+        cells = ''.join(f'{percent(metrics[key.format(mask)]):>13}' for mask in MASKS)
+        return f'{title:<22}{cells}{percent(floor[key.format("no_mask")]):>13}{voxels:>13,}'
+
+    for name in names:
+        lines.append(row(name, f'IoU/{{}}/{name}', results['voxels']['no_mask'][name]))
+    total = sum(results['voxels']['no_mask'][name] for name in names)
+    lines += ['-' * (22 + 13 * 5), row('mIoU', 'mIoU/{}', total), row('geometric IoU', 'geo_IoU/{}', total)]
+    return '\n'.join(lines)
+
+
+def print_summary(args, stages, results, prior, work_dir, pictures) -> None:
+    drawn = sorted(Path(pictures).glob('*.png'))
+    names = [name for name in results['class_names'] if name != 'free']
+    many = [name for name in names if results['voxels']['no_mask'][name] >= ENOUGH]
+    mean = [results['metrics'][f'IoU/no_mask/{name}'] for name in many]
+    table = summary_table(results, prior)
+    lines = [
+        '',
+        f'FusionOcc on {results["samples"]} held-out key frames of the synthetic city (IoU in %)',
+        '',
+        table,
+        '',
+        f'{len(many)} classes have {ENOUGH} voxels or more in the held-out labels; their mean IoU without a mask is '
+        f'{percent(sum(mean) / len(mean) if mean else None)}.',
+        'label prior: at each voxel position the most frequent training label, scored in the same way (no mask).',
+        '',
+        'time      ' + ',  '.join(f'{name} {duration(spent)}' for name, spent in stages.seconds.items())
+        + f';  together {duration(sum(stages.seconds.values()))}',
+        f'data      {args.data_root}',
+        f'model     {relative(last_checkpoint(work_dir / "training"))}  (curves: metrics.csv beside it)',
+        f'results   {work_dir / "test/results.json"}',
+        f'pictures  {pictures}  ({len(drawn)} of them; for example {drawn[0].name})' if drawn else '',
+    ]  # fmt: skip
+    text = '\n'.join(lines).rstrip() + '\n'
+    print(text)
+    write_atomically(work_dir / 'summary.txt', text.lstrip())
+    document = dict(results=results['metrics'], label_prior=prior['metrics'], voxels=results['voxels'])
+    document.update(seconds=stages.seconds, classes_with_enough_voxels=many)
+    write_atomically(work_dir / 'summary.json', json.dumps(document, indent=1) + '\n')
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    work_dir, pictures = Path(args.work_dir), Path(args.work_dir) / 'pictures'
+    overrides = config_overrides(args.data_root, args.seed, args.cfg_options)
+    try:
+        if args.fresh:
+            clear_work_dir(work_dir)
+        stages = StageRunner(work_dir)
+        make_city(stages, args)
+        measure_prior(stages, args, work_dir / 'label_prior.json')
+        results = train_and_test(stages, '', args.config, work_dir, overrides, pictures, args.pictures)
+    except StageError as error:
+        print(f'\nerror: {error}\nThe finished stages are kept: the same command goes on from here.', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on from here', file=sys.stderr)
+        return 130
+    print_summary(args, stages, read_results(results), read_results(work_dir / 'label_prior.json'), work_dir, pictures)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
