@@ -1,0 +1,5 @@
+"""The systems, one folder each."""
+
+from . import fusionocc
+
+__all__ = ['fusionocc']

@@ -1,3 +1,7 @@
-from .sparse_encoder import CustomSparseEncoder
+"""Backbones: encoders of images, volumes and point clouds."""
 
-__all__ = ['CustomSparseEncoder']
+from .resnet3d import CustomResNet3D
+from .sparse_encoder import CustomSparseEncoder
+from .swin import SwinTransformer
+
+__all__ = ['CustomResNet3D', 'CustomSparseEncoder', 'SwinTransformer']

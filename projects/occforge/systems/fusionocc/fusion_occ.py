@@ -1,0 +1,369 @@
+"""FusionOcc: camera and LiDAR occupancy prediction."""
+
+import copy
+
+import numpy as np
+import torch
+from mmcv.cnn import ConvModule
+from mmdet3d.models import Base3DDetector
+from mmdet3d.registry import MODELS
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from ...errors import ConfigError
+from ...models.view_transforms import camera_vector
+
+# Upstream's config names of the 3D encoder beside the names of the attributes (the checkpoint's keys).
+_ALIASES = dict(
+    img_bev_encoder_backbone='occ_encoder_backbone',
+    img_bev_encoder_neck='occ_encoder_neck',
+)
+
+
+def _build(config, **inferred):
+    """Build a module; ``inferred`` fills the fields that the config leaves out and must agree with those it sets."""
+    config = copy.deepcopy(config)
+    for name, value in inferred.items():
+        found = config.get(name)
+        if found is not None and found != value:
+            raise ConfigError(f'{config["type"]}.{name} is {found}, but the modules before it give {value} channels')
+        config[name] = value
+    return MODELS.build(config)
+
+
+@MODELS.register_module()
+class FusionOCC(Base3DDetector):
+    """Voxel features from cameras (lifted with LiDAR-aided depth) and LiDAR (sparse convolutions), concatenated,
+    encoded in 3D and classified voxel by voxel.
+
+    Source: "FusionOcc: Multi-Modal Fusion for 3D Occupancy Prediction", ACM MM 2024 (doi 10.1145/3664647.3681293).
+
+    The modality is configuration: ``use_lidar=False`` is the camera-only model, ``use_camera=False`` the LiDAR-only
+    one; input channels of the 3D encoder that the config leaves out follow.
+
+    Args:
+        img_backbone, img_neck, img_view_transformer, pre_process: camera branch; ``pre_process`` encodes each frame's
+            volume. Ignored with ``use_camera=False``.
+        occ_encoder_backbone, occ_encoder_neck: 3D encoder (also accepted as ``img_bev_encoder_backbone`` and
+            ``img_bev_encoder_neck``). ``numC_input`` may be left out.
+        loss_occ: ``OccupancyLoss``; the published ``CrossEntropyLoss(use_sigmoid=False)`` is taken as one.
+        out_dim: channels of the encoded volume.
+        use_mask: supervise only the voxels that a camera observes (training; the metric has its own field).
+        num_classes: classes, "free" last.
+        use_predicter: classify with a two-layer MLP; False lets ``final_conv`` give the logits.
+        point_cloud_range, voxel_size, lidar_in_channel, lidar_out_channel: of the LiDAR encoder that is built where
+            ``lidar_encoder`` is not given.
+        fuse_loss_weight: weight of the depth and the segmentation loss.
+        depth_loss_weight, seg_loss_weight: own weights of the two, default ``fuse_loss_weight``.
+        num_adj: previous camera frames.
+        use_lidar, use_camera: modality.
+        lidar_encoder: config of another LiDAR encoder.
+        lidar_downsample: module that brings the LiDAR volume to the grid of the camera volumes where that is coarser:
+            ``dict(out_channels, stride)``, a convolution with kernel = stride.
+        occ_upsample: ``SkipUpsample3D`` that brings the encoded volume to the label grid, joined with the LiDAR
+            volume at its own resolution. ``in_channels`` and ``skip_channels`` may be left out.
+        norm_cfg: norm layer of ``lidar_downsample``.
+        key_ego: whose ego pose is the key ego frame: ``'first_camera'``, that of the first camera's moment (published;
+            labels and points are in the frame of the LiDAR's moment, some tens of milliseconds away, which is ignored),
+            or ``'lidar'``, that of the LiDAR's moment (``ego2global`` of the data sample).
+        align_after_view_transformation: accepted for the published configs, where it has no effect: frames are
+            aligned inside the lift.
+        class_wise: accepted for the published configs, unused there.
+        data_preprocessor, init_cfg: as in mmdet3d.
+
+    ``inputs`` (camera part): ``imgs`` (B, T, N, 3, H, W), T with the key frame first; ``sensor2ego`` and
+    ``ego2global`` (B, T, N, 4, 4); ``intrins``, ``post_rots`` (B, T, N, 3, 3); ``post_trans`` (B, T, N, 3); ``bda``
+    (B, 3, 3); ``sparse_depth`` and, in training, ``segs`` (B, N, H, W) or reduced to the feature map;
+    ``sample_seed`` (B,), seeds of the model's random draws. LiDAR part: ``points``, a list of B tensors (P, F).
+    ``data_samples[i].gt_occ``: ``semantics`` (X, Y, Z) uint8, ``mask_camera`` (X, Y, Z) bool.
+    """
+
+    def __init__(
+        self,
+        img_backbone=None,
+        img_neck=None,
+        img_view_transformer=None,
+        pre_process=None,
+        occ_encoder_backbone=None,
+        occ_encoder_neck=None,
+        img_bev_encoder_backbone=None,
+        img_bev_encoder_neck=None,
+        loss_occ=None,
+        out_dim=32,
+        use_mask=False,
+        num_classes=18,
+        use_predicter=True,
+        class_wise=False,
+        point_cloud_range=(-40.0, -40.0, -1.0, 40.0, 40.0, 5.4),
+        voxel_size=(0.05, 0.05, 0.05),
+        lidar_in_channel=5,
+        lidar_out_channel=32,
+        fuse_loss_weight=0.1,
+        depth_loss_weight=None,
+        seg_loss_weight=None,
+        num_adj=1,
+        align_after_view_transformation=False,
+        use_lidar=True,
+        use_camera=True,
+        lidar_encoder=None,
+        lidar_downsample=None,
+        occ_upsample=None,
+        norm_cfg=None,
+        key_ego='first_camera',
+        data_preprocessor=None,
+        init_cfg=None,
+    ):
+        if isinstance(data_preprocessor, dict):
+            # here, from mmdet3d's registry, so that building the model needs no default scope
+            data_preprocessor = MODELS.build(data_preprocessor)
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if not (use_lidar or use_camera):
+            raise ConfigError('FusionOCC: use_lidar and use_camera are both False, nothing is left to see with')
+        if key_ego not in ('first_camera', 'lidar'):
+            raise ConfigError(f"FusionOCC.key_ego is '{key_ego}', expected 'first_camera' or 'lidar'")
+        self.key_ego = key_ego
+        given = dict(
+            img_bev_encoder_backbone=(occ_encoder_backbone, img_bev_encoder_backbone),
+            img_bev_encoder_neck=(occ_encoder_neck, img_bev_encoder_neck),
+        )
+        encoder = {}
+        for name, values in given.items():
+            if sum(value is not None for value in values) != 1:
+                raise ConfigError(f'FusionOCC needs exactly one of {_ALIASES[name]} and {name}')
+            encoder[name] = next(value for value in values if value is not None)
+
+        self.use_mask, self.num_classes, self.num_frames = use_mask, num_classes, num_adj + 1
+        self.depth_loss_weight = fuse_loss_weight if depth_loss_weight is None else depth_loss_weight
+        self.seg_loss_weight = fuse_loss_weight if seg_loss_weight is None else seg_loss_weight
+        self.use_lidar, self.use_camera = use_lidar, use_camera
+
+        channels = 0
+        self.img_backbone = self.img_neck = self.img_view_transformer = self.pre_process_net = None
+        if use_camera:
+            if img_backbone is None or img_view_transformer is None:
+                raise ConfigError('FusionOCC: img_backbone and img_view_transformer are needed unless use_camera=False')
+            self.img_backbone = MODELS.build(img_backbone)
+            self.img_neck = None if img_neck is None else MODELS.build(img_neck)
+            self.img_view_transformer = MODELS.build(img_view_transformer)
+            volume_channels = self.img_view_transformer.out_channels
+            if pre_process is not None:
+                self.pre_process_net = _build(pre_process, numC_input=volume_channels)
+                volume_channels = pre_process.get('num_channels', [2 * volume_channels])[-1]
+            channels += volume_channels * self.num_frames
+
+        self.lidar_encoder = self.lidar_downsample = None
+        if use_lidar:
+            if lidar_encoder is None:
+                lidar_encoder = dict(
+                    type='CustomSparseEncoder',
+                    in_channels=lidar_in_channel,
+                    point_cloud_range=point_cloud_range,
+                    voxel_size=voxel_size,
+                    sparse_shape=[
+                        round((point_cloud_range[i + 3] - point_cloud_range[i]) / voxel_size[i]) for i in range(3)
+                    ],
+                    output_channels=lidar_out_channel,
+                )
+            self.lidar_encoder = _build(lidar_encoder, output_channels=lidar_out_channel)
+            if lidar_downsample is not None:
+                stride = lidar_downsample['stride']
+                self.lidar_downsample = ConvModule(
+                    lidar_out_channel,
+                    lidar_downsample['out_channels'],
+                    stride,
+                    stride=stride,
+                    bias=False,
+                    conv_cfg=dict(type='Conv3d'),
+                    norm_cfg=norm_cfg or dict(type='BN3d'),
+                )
+            channels += lidar_out_channel if lidar_downsample is None else lidar_downsample['out_channels']
+
+        self.img_bev_encoder_backbone = _build(encoder['img_bev_encoder_backbone'], numC_input=channels)
+        self.img_bev_encoder_neck = MODELS.build(encoder['img_bev_encoder_neck'])
+        width = encoder['img_bev_encoder_neck']['out_channels']
+        self.occ_upsample = None
+        if occ_upsample is not None:
+            skip = lidar_out_channel if use_lidar else 0
+            self.occ_upsample = _build(occ_upsample, in_channels=width, skip_channels=skip)
+            width = occ_upsample['out_channels']
+
+        self.final_conv = ConvModule(
+            width,
+            out_dim if use_predicter else num_classes,
+            3,
+            padding=1,
+            bias=True,
+            conv_cfg=dict(type='Conv3d'),
+        )
+        self.predicter = None
+        if use_predicter:
+            self.predicter = nn.Sequential(
+                nn.Linear(out_dim, 2 * out_dim), nn.Softplus(), nn.Linear(2 * out_dim, num_classes)
+            )
+        self.loss_occ = self._build_loss(loss_occ, num_classes)
+
+    @staticmethod
+    def _build_loss(config, num_classes):
+        config = dict(config or dict(type='OccupancyLoss'))
+        if config['type'] in ('CrossEntropyLoss', 'mmdet.CrossEntropyLoss'):
+            if config.get('use_sigmoid', False):
+                raise ConfigError('loss_occ.use_sigmoid must be False: classes exclude each other')
+            kept = {name: config[name] for name in ('loss_weight', 'class_weight') if name in config}
+            config = dict(type='OccupancyLoss', **kept)
+        return _build(config, num_classes=num_classes)
+
+    # ------------------------------------------------------------------ features
+
+    def extract_feat(self, batch_inputs_dict, batch_data_samples=None):
+        """Encoded volume (B, out_dim, Z, Y, X) on the label grid and the camera branch's auxiliary outputs.
+
+        Returns:
+            The volume, and ``dict(depth, seg, depth_bins)`` of the key frame (empty without cameras).
+        """
+        volumes, auxiliary, lidar = [], {}, None
+        if self.use_camera:
+            volumes, auxiliary = self.extract_camera(batch_inputs_dict, batch_data_samples)
+        if self.use_lidar:
+            lidar = self.extract_lidar(batch_inputs_dict)
+            volumes.append(lidar if self.lidar_downsample is None else self.lidar_downsample(lidar))
+        sizes = {tuple(volume.shape[2:]) for volume in volumes}
+        if len(sizes) > 1:
+            raise ConfigError(f'camera and LiDAR volumes have the grids (Z, Y, X) {sorted(sizes)}, expected one')
+        x = torch.cat(volumes, dim=1) if len(volumes) > 1 else volumes[0]
+        x = self.img_bev_encoder_backbone(x.contiguous(memory_format=torch.channels_last_3d))
+        x = self.img_bev_encoder_neck(x)
+        if self.occ_upsample is not None:
+            x = self.occ_upsample(x, lidar)
+        return self.final_conv(x), auxiliary
+
+    def extract_lidar(self, inputs):
+        """LiDAR volume (B, C, Z, Y, X)."""
+        return self.lidar_encoder(inputs['points'])
+
+    def extract_camera(self, inputs, data_samples=None):
+        """Camera volumes, oldest frame first and the key frame last, and the key frame's auxiliary outputs."""
+        imgs, view = inputs['imgs'], self.img_view_transformer
+        if imgs.shape[1] != self.num_frames:
+            raise ConfigError(
+                f'FusionOCC.num_adj asks for {self.num_frames} camera frames, the pipeline gives {imgs.shape[1]}'
+            )
+        key_ego2global = None
+        if self.key_ego == 'lidar':
+            key_ego2global = self._lidar_ego_pose(data_samples).to(imgs.device)
+        sensor2keyego = self.sensor_to_key_ego(inputs['sensor2ego'], inputs['ego2global'], key_ego2global)
+        bda = inputs['bda']
+        sparse_depth = inputs.get('sparse_depth')
+        depth_bins = None if sparse_depth is None else view.depth_bins(sparse_depth)
+        if depth_bins is None and getattr(view, 'use_depth_input', False):
+            raise ConfigError(
+                "the pipeline gives no 'sparse_depth': add PointToMultiViewDepth, or set "
+                'img_view_transformer.use_depth_input=False'
+            )
+        volumes, auxiliary = [], {}
+        for frame in reversed(range(self.num_frames)):
+            intrins, post_rots, post_trans = (inputs[key][:, frame] for key in ('intrins', 'post_rots', 'post_trans'))
+            # The published model describes each frame's cameras by their pose in the key frame, and gives the key
+            # frame's depth to every frame; its weights expect both.
+            camera = camera_vector(sensor2keyego[:, 0], intrins, post_rots, post_trans, bda)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
+                volume, depth, seg = view(
+                    self.image_features(imgs[:, frame]),
+                    sensor2keyego[:, frame],
+                    intrins,
+                    post_rots,
+                    post_trans,
+                    bda,
+                    camera,
+                    depth_bins,
+                    inputs.get('sample_seed'),
+                )
+                volume = volume.contiguous(memory_format=torch.channels_last_3d)
+                if self.pre_process_net is not None:
+                    volume = self.pre_process_net(volume)[0]
+            volumes.append(volume)
+            if frame == 0:
+                auxiliary = dict(depth=depth, seg=seg, depth_bins=depth_bins)
+        return volumes, auxiliary
+
+    def image_features(self, imgs):
+        """(B, N, 3, H, W) -> (B, N, C, h, w)."""
+        x = self.img_backbone(imgs.flatten(0, 1))
+        if getattr(self.img_backbone, 'return_stereo_feat', False):
+            x = x[1:]  # for temporal stereo, which this system has not
+        x = x[-1] if self.img_neck is None else self.img_neck(x)
+        return x.unflatten(0, imgs.shape[:2])
+
+    @staticmethod
+    def sensor_to_key_ego(sensor2ego, ego2global, key_ego2global=None):
+        """Camera poses in the key ego frame.
+
+        Args:
+            sensor2ego, ego2global: (B, T, N, 4, 4), ego pose at each camera's own moment.
+            key_ego2global: (B, 4, 4); default the ego pose of the first camera of the key frame.
+
+        Returns:
+            (B, T, N, 4, 4) float64, the product in float64: global translations are kilometres.
+        """
+        sensor2ego, ego2global = sensor2ego.double(), ego2global.double()
+        global2key = torch.linalg.inv(ego2global[:, 0, 0] if key_ego2global is None else key_ego2global.double())
+        return global2key[:, None, None] @ ego2global @ sensor2ego
+
+    @staticmethod
+    def _lidar_ego_pose(data_samples):
+        """(B, 4, 4) float64 ego poses at the LiDAR's moment, from the meta information."""
+        poses = [sample.metainfo.get('ego2global') for sample in data_samples or ()]
+        if not poses or any(pose is None for pose in poses):
+            raise ConfigError("FusionOCC.key_ego='lidar' needs data samples with the meta field 'ego2global'")
+        return torch.as_tensor(np.array(poses, dtype=np.float64))
+
+    # ------------------------------------------------------------------ loss and prediction
+
+    def classify(self, features):
+        """Logits of voxel features (..., C) -> (..., num_classes)."""
+        return features if self.predicter is None else self.predicter(features)
+
+    def loss(self, batch_inputs_dict, batch_data_samples, **kwargs):
+        """Losses of a batch: ``loss_occ`` (and ``loss_lovasz``), ``depth_loss`` and ``seg_loss``."""
+        volume, auxiliary = self.extract_feat(batch_inputs_dict, batch_data_samples)
+        losses = self.occupancy_loss(volume, batch_data_samples, batch_inputs_dict.get('sample_seed'))
+        if auxiliary:
+            losses.update(self.camera_losses(auxiliary, batch_inputs_dict.get('segs')))
+        return losses
+
+    def occupancy_loss(self, volume, data_samples, sample_seed=None):
+        """Loss of an encoded volume (B, C, Z, Y, X); supervised voxels are chosen before they are classified."""
+        device = volume.device
+        size = volume.shape[:1] + volume.shape[:1:-1]  # (B, X, Y, Z)
+        semantics = torch.stack([sample.gt_occ.semantics for sample in data_samples]).to(device)
+        mask = None
+        if self.use_mask:
+            mask = torch.stack([sample.gt_occ.mask_camera for sample in data_samples]).to(device)
+        targets = self.loss_occ.targets(semantics, mask, size[1:], sample_seed)
+        sample, x, y, z = torch.unravel_index(targets.index, size)
+        rows = ((sample * size[3] + z) * size[2] + y) * size[1] + x
+        features = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1]).index_select(0, rows)
+        return self.loss_occ(self.classify(features), targets, masked=self.use_mask)
+
+    def camera_losses(self, auxiliary, segs):
+        """Losses on the camera branch's depth and semantics, where there are labels."""
+        losses, view = {}, self.img_view_transformer
+        if auxiliary['depth_bins'] is not None and self.depth_loss_weight:
+            depth_loss = view.depth_loss(auxiliary['depth_bins'], auxiliary['depth'])
+            losses['depth_loss'] = self.depth_loss_weight * depth_loss
+        if segs is not None and self.seg_loss_weight:
+            losses['seg_loss'] = self.seg_loss_weight * view.seg_loss(segs, auxiliary['seg'])
+        return losses
+
+    def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
+        """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
+        volume, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
+        for features, sample in zip(volume, batch_data_samples):
+            # plane by plane of z: the hidden layer of all voxels would be many times the volume
+            planes = [self.classify(plane.permute(2, 1, 0)).argmax(dim=-1) for plane in features.unbind(1)]
+            sample.pred_occ = BaseDataElement(semantics=torch.stack(planes, dim=-1).to(torch.uint8))
+        return batch_data_samples
+
+    def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
+        """Logits (B, X, Y, Z, num_classes)."""
+        volume, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
+        return self.classify(volume.permute(0, 4, 3, 2, 1))

@@ -1,0 +1,334 @@
+"""FusionOcc: built from its configs, trained for a step and asked for predictions on tiny random inputs."""
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.structures import BaseDataElement
+
+from occforge.engine.config import load_config
+from occforge.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / 'configs'
+SYNTHETIC = CONFIGS / 'fusion_occ/fusion_occ_synthetic.py'
+
+GRID = (20, 20, 4)  # 0.8 m voxels
+RANGE = [-8.0, -8.0, -1.0, 8.0, 8.0, 2.2]
+INPUT_SIZE = (32, 64)
+
+
+def _specs(name):
+    folder = Path(os.environ.get('OCCFORGE_SPECS', ROOT.parent / 'shared' / 'specs'))
+    if not (folder / name).is_file():
+        pytest.skip(f'{name} not found: set OCCFORGE_SPECS to the folder that holds it')
+    return json.loads((folder / name).read_text())
+
+
+def test_official_size_has_the_published_parameters():
+    expected = _specs('FusionOcc_params.json')
+    cfg = load_config(CONFIGS / '_base_/models/fusion_occ.py').model
+    model = MODELS.build(cfg)
+    found = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert found in [expected[name] for name in ('fusion_occ', 'fusion_occ@spconv2_layout')]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 109_090_524
+
+
+# ---------------------------------------------------------------------------------------------------- tiny model
+
+
+def tiny_config(**changes):
+    """A model of a few thousand parameters that uses every option of the small config."""
+    config = dict(
+        type='FusionOCC',
+        num_adj=0,
+        out_dim=8,
+        lidar_out_channel=4,
+        key_ego='lidar',
+        img_backbone=dict(
+            type='mmdet.ResNet',
+            depth=18,
+            base_channels=4,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(1, 2),
+            norm_eval=False,
+        ),
+        img_neck=dict(type='FPN_LSS', in_channels=24, out_channels=8, extra_upsample=None, input_feature_index=(0, 1)),
+        img_view_transformer=dict(
+            type='CrossModalLSS',
+            grid_config=dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0]),
+            input_size=INPUT_SIZE,
+            in_channels=8,
+            mid_channels=8,
+            feature_channels=4,
+            depth_channels=8,
+            seg_num_classes=18,
+            depthnet_cfg=dict(aspp_mid_channels=0),
+            camera_norm='scale',
+            downsample=8,
+        ),
+        pre_process=None,
+        lidar_encoder=dict(
+            type='CustomSparseEncoder',
+            point_cloud_range=RANGE,
+            voxel_size=[0.4, 0.4, 0.4],
+            base_channels=4,
+            encoder_channels=((4, 4), (4,)),
+        ),
+        lidar_downsample=dict(out_channels=4, stride=2),
+        occ_encoder_backbone=dict(type='CustomResNet3D', num_layer=[1, 1], num_channels=[8, 8], stride=[1, 2]),
+        occ_encoder_neck=dict(type='LSSFPN3D', in_channels=16, out_channels=8),
+        occ_upsample=dict(type='SkipUpsample3D', out_channels=8),
+        loss_occ=dict(type='OccupancyLoss', free_keep=0.5, lovasz_weight=1.0),
+    )
+    config.update(changes)
+    return config
+
+
+MODALITIES = dict(
+    both=dict(),
+    camera=dict(use_lidar=False),
+    lidar=dict(use_camera=False),
+)
+
+
+def tiny_model(modality='both', seed=0, **changes):
+    torch.manual_seed(seed)
+    config = tiny_config(**MODALITIES[modality], **changes)
+    if modality == 'camera':
+        config['img_view_transformer']['use_depth_input'] = False
+    model = MODELS.build(config)
+    model.init_weights()
+    return model
+
+
+def tiny_batch(batch=2, frames=1, cameras=2, seed=0, drop=()):
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    sensor2ego = torch.eye(4, dtype=torch.float64).repeat(batch, frames, cameras, 1, 1)
+    for n in range(cameras):
+        yaw = n * 2 * math.pi / cameras
+        sensor2ego[:, :, n, :3, :3] = torch.tensor(
+            [[math.sin(yaw), 0, math.cos(yaw)], [-math.cos(yaw), 0, math.sin(yaw)], [0, -1.0, 0]]
+        )
+    eye = torch.eye(3).repeat(batch, frames, cameras, 1, 1)
+    height, width = INPUT_SIZE
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, 3] = torch.tensor([600.0, 1600.0, 0.0])
+    inputs = dict(
+        imgs=random(batch, frames, cameras, 3, height, width),
+        sensor2ego=sensor2ego,
+        ego2global=pose.repeat(batch, frames, cameras, 1, 1),
+        intrins=torch.tensor([[40.0, 0, width / 2], [0, 40.0, height / 2], [0, 0, 1]]) * eye.new_ones(eye.shape),
+        post_rots=eye,
+        post_trans=torch.zeros(batch, frames, cameras, 3),
+        bda=torch.eye(3).repeat(batch, 1, 1),
+        points=[random(300, 5) * torch.tensor([16, 16, 3.2, 255, 31]) - torch.tensor([8, 8, 1, 0, 0])] * batch,
+        sparse_depth=(random(batch, cameras, 4, 8) * 16 - 6).clamp(min=0),
+        segs=(random(batch, cameras, 4, 8) * 18).to(torch.uint8),
+        sample_seed=torch.arange(batch),
+    )
+    samples = []
+    for _ in range(batch):
+        occ = BaseDataElement(
+            semantics=(random(*GRID) * 18).to(torch.uint8),
+            mask_camera=random(*GRID) < 0.3,
+            mask_lidar=random(*GRID) < 0.3,
+        )
+        samples.append(Det3DDataSample(gt_occ=occ, metainfo=dict(ego2global=pose.tolist())))
+    return {key: value for key, value in inputs.items() if key not in drop}, samples
+
+
+def pick(inputs, samples, index):
+    """One sample of a batch as a batch."""
+    one = {key: value[index : index + 1] for key, value in inputs.items()}
+    return one, samples[index : index + 1]
+
+
+ABSENT = dict(
+    both=(),
+    camera=('points',),
+    lidar=('imgs', 'sensor2ego', 'ego2global', 'intrins', 'post_rots', 'post_trans', 'sparse_depth', 'segs'),
+)
+
+
+@pytest.mark.parametrize('modality', MODALITIES)
+def test_every_modality_trains_and_predicts(modality):
+    model = tiny_model(modality)
+    inputs, samples = tiny_batch(drop=ABSENT[modality])
+    losses = model(inputs, samples, mode='loss')
+    expected = {'loss_occ', 'loss_lovasz'} | (set() if modality == 'lidar' else {'depth_loss', 'seg_loss'})
+    assert set(losses) == expected
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+    model.eval()
+    inputs = {key: value for key, value in inputs.items() if key != 'segs'}
+    with torch.no_grad():
+        logits = model(inputs, samples, mode='tensor')
+        model(inputs, samples, mode='predict')
+    assert logits.shape == (2, *GRID, 18)
+    for row, sample in zip(logits, samples):
+        assert sample.pred_occ.semantics.dtype == torch.uint8
+        assert torch.equal(sample.pred_occ.semantics.long(), row.argmax(-1))
+
+
+def test_camera_only_prediction_does_not_see_the_lidar():
+    model = tiny_model('camera')
+    model.eval()
+    inputs, samples = tiny_batch()
+    without = {key: value for key, value in inputs.items() if key not in ('points', 'sparse_depth', 'segs')}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(inputs, samples, mode='tensor'), model(without, samples, mode='tensor'), rtol=0, atol=0
+        )
+
+
+def test_a_few_steps_lower_the_loss():
+    model = tiny_model()
+    inputs, samples = tiny_batch()
+    for sample in samples:  # something to learn: a street between two walls
+        semantics = torch.full(GRID, 17, dtype=torch.uint8)
+        semantics[:, :, 0] = 11
+        semantics[:, [3, 16]] = 15
+        sample.gt_occ.semantics = semantics
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    history = []
+    for _ in range(12):
+        losses = model(inputs, samples, mode='loss')
+        total = sum(losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(float(losses['loss_occ'].detach()))
+    assert min(history[-3:]) < 0.9 * history[0]
+
+
+@pytest.mark.parametrize('use_mask', [False, True])
+def test_loss_does_not_depend_on_the_grouping_of_samples(use_mask):
+    # Norm layers in eval mode: batch statistics do depend on the batch.
+    model = tiny_model(use_mask=use_mask)
+    model.eval()
+    inputs, samples = tiny_batch()
+    samples[1].gt_occ.mask_camera = samples[0].gt_occ.mask_camera  # equal normalisers, so that the mean is comparable
+    together = model(inputs, samples, mode='loss')['loss_occ']
+    single = [model(*pick(inputs, samples, i), mode='loss')['loss_occ'] for i in range(2)]
+    torch.testing.assert_close(together, sum(single) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_random_draws_follow_the_sample_seed():
+    model = tiny_model()
+    model.train()
+    inputs, samples = tiny_batch()
+    bins = model.img_view_transformer.depth_bins(inputs['sparse_depth'])
+    kept = model.img_view_transformer._kept(bins, 2, inputs['sample_seed'])
+    swapped = model.img_view_transformer._kept(bins, 2, inputs['sample_seed'].flip(0))
+    cameras = len(bins) // 2
+    assert torch.equal(kept[:cameras], swapped[cameras:])
+    assert not torch.equal(kept[:cameras], kept[cameras:])
+
+
+def test_an_empty_mask_gives_exactly_zero_and_a_graph():
+    model = tiny_model(use_mask=True)
+    inputs, samples = tiny_batch()
+    for sample in samples:
+        sample.gt_occ.mask_camera = torch.zeros(GRID, dtype=torch.bool)
+    inputs['sparse_depth'] = torch.zeros_like(inputs['sparse_depth'])
+    inputs['segs'] = torch.full_like(inputs['segs'], 17)
+    losses = model(inputs, samples, mode='loss')
+    assert {name: float(loss.detach()) for name, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_a_sample_without_points():
+    model = tiny_model()
+    inputs, samples = tiny_batch()
+    inputs['points'] = [inputs['points'][0], torch.zeros(0, 5)]
+    losses = model(inputs, samples, mode='loss')
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_several_frames():
+    model = tiny_model(num_adj=1)
+    inputs, samples = tiny_batch(frames=2)
+    losses = model(inputs, samples, mode='loss')
+    sum(losses.values()).backward()
+    with pytest.raises(ConfigError, match='2 camera frames, the pipeline gives 1'):
+        model(*tiny_batch(frames=1), mode='loss')
+
+
+def test_key_ego_of_the_lidar_moves_the_cameras():
+    model = tiny_model()
+    inputs, samples = tiny_batch()
+    moved = copy.deepcopy(samples[0].metainfo['ego2global'])
+    moved[0][3] += 0.5  # the car was half a metre further when the LiDAR turned
+    lidar = torch.tensor([moved] * 2, dtype=torch.float64)
+    own = model.sensor_to_key_ego(inputs['sensor2ego'], inputs['ego2global'])
+    shifted = model.sensor_to_key_ego(inputs['sensor2ego'], inputs['ego2global'], lidar)
+    expected = own.clone()
+    expected[..., 0, 3] -= 0.5
+    torch.testing.assert_close(shifted, expected)
+
+
+def test_bad_configs_are_refused():
+    with pytest.raises(ConfigError, match='nothing is left'):
+        MODELS.build(tiny_config(use_lidar=False, use_camera=False))
+    with pytest.raises(ConfigError, match='exactly one of occ_encoder_neck'):
+        MODELS.build(tiny_config(occ_encoder_neck=None))
+    backbone = dict(tiny_config()['occ_encoder_backbone'], numC_input=7)
+    with pytest.raises(ConfigError, match='numC_input is 7, but the modules before it give 8'):
+        MODELS.build(tiny_config(occ_encoder_backbone=backbone))
+    with pytest.raises(ConfigError, match='key_ego'):
+        MODELS.build(tiny_config(key_ego='car'))
+
+
+# ------------------------------------------------------------------------------------------------ shipped configs
+
+
+@pytest.mark.parametrize('name', ['', '_camera', '_lidar', '_mask', '_nomask'])
+def test_synthetic_configs_build(name):
+    cfg = load_config(CONFIGS / f'fusion_occ/fusion_occ_synthetic{name}.py')
+    model = MODELS.build(cfg.model)
+    assert (model.img_backbone is None) == (name == '_lidar')
+    assert (model.lidar_encoder is None) == (name == '_camera')
+    assert model.use_mask == (name == '_mask')
+
+
+@pytest.mark.parametrize('value', [True, False])
+def test_use_mask_reaches_the_model_from_line_child_and_command_line(tmp_path, value):
+    text = SYNTHETIC.read_text()
+    for base in ('../_base_/default_runtime.py', '../_base_/schedules/adamw_cosine.py'):
+        text = text.replace(base, str((SYNTHETIC.parent / base).resolve()))
+    assert '\nuse_mask = False\n' in text
+    edited = tmp_path / 'edited.py'
+    edited.write_text(text.replace('\nuse_mask = False\n', f'\nuse_mask = {value}\n'))
+    child = tmp_path / 'child.py'
+    child.write_text(f"_base_ = '{SYNTHETIC}'\nuse_mask = {value}\n")
+    child_of_model = tmp_path / 'child_of_model.py'
+    child_of_model.write_text(f"_base_ = '{SYNTHETIC}'\nmodel = dict(use_mask={value})\n")
+    opposite = tmp_path / 'opposite.py'
+    opposite.write_text(text.replace('\nuse_mask = False\n', f'\nuse_mask = {not value}\n'))
+    for path, overrides in (
+        (edited, []),
+        (child, []),
+        (child_of_model, []),
+        (opposite, [f'use_mask={value}']),
+        (opposite, [f'model.use_mask={value}']),
+    ):
+        cfg = load_config(path, overrides)
+        assert MODELS.build(cfg.model).use_mask is value, (path, overrides)
+        # the metric's mask is a field of its own
+        assert cfg.val_evaluator.eval_mask == cfg.test_evaluator.eval_mask == 'none'
