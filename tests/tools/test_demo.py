@@ -9,10 +9,9 @@ import ablation
 import demo
 import numpy as np
 import pytest
-
-TOOLS = Path(__file__).parents[2] / 'tools'
 from occforge.datasets import occ3d
 
+TOOLS = Path(__file__).parents[2] / 'tools'
 NAMES = list(occ3d.CLASS_NAMES)
 
 

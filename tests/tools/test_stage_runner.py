@@ -51,6 +51,8 @@ def test_failure_and_missing_output_are_errors_and_are_tried_again(tmp_path):
 def test_an_interrupted_stage_keeps_its_folder_a_new_one_does_not(tmp_path):
     folder = tmp_path / 'training'
     code = f"""
+import sys
+from pathlib import Path
 half = Path({str(folder)!r}, 'half')
 half.parent.mkdir(exist_ok=True)
 again = half.exists()
