@@ -10,6 +10,10 @@ default_hooks = dict(
     # written atomically; interval in epochs
     checkpoint=dict(type='OccCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # augmentation depends on seed, epoch and sample alone; skipped samples are reported
+    sample_seed=dict(type='SampleSeedHook'),
+    # metrics write results.json into the work dir
+    output_folder=dict(type='OutputFolderHook'),
     # metrics.csv in the work dir
     metrics_csv=dict(type='MetricsCsvHook', interval=50),
 )

@@ -1,6 +1,7 @@
 """Errors that a user can act on, and how the tools print them. Standard library only."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -19,14 +20,16 @@ def cli_errors(*also: type[BaseException]) -> Iterator[None]:
 
     Those are :class:`DataError`, :class:`ConfigError`, whatever is named in ``also``, and file errors (not found,
     no permission, no space) that carry a file name. Anything else is a bug and keeps its traceback. Ctrl-C exits
-    with 130 and no traceback.
+    with 130 and no traceback. ``OCCFORGE_TRACEBACK=1`` in the environment keeps all tracebacks.
     """
     try:
         yield
     except (DataError, ConfigError, *also) as error:
+        if os.environ.get('OCCFORGE_TRACEBACK') == '1':
+            raise
         _exit(str(error))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or os.environ.get('OCCFORGE_TRACEBACK') == '1':
             raise
         _exit(f'{error.filename}: {error.strerror}')
     except KeyboardInterrupt:

@@ -37,7 +37,7 @@ class ToyDataset(Dataset):
 class ToyModel(BaseModel):
     def __init__(self, width=8, dropout=0.0, ballast=0, fail_rank=None, fail_iter=3, rows=False, delay=0.0):
         super().__init__()
-        self.first = nn.Linear(4, width)
+        self.first = nn.Linear(4, width, bias=False)
         self.norm = nn.BatchNorm1d(width)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, 1)

@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -19,15 +21,17 @@ for module in ('datasets', 'engine', 'models'):  # once here and not in every fo
 CONFIG = Path(__file__).parents[1] / 'data' / 'toy_config.py'
 
 
-def train(work_dir, overrides=(), launcher='none'):
+def train(work_dir, overrides=(), launcher='none', fields=None):
     """Train in this process."""
     torch.set_num_threads(1)
     cfg = load_config(CONFIG, list(overrides))
+    for name, value in (fields or {}).items():
+        cfg[name] = value
     cfg.work_dir, cfg.launcher = str(work_dir), launcher
     OccRunner.from_cfg(cfg).train()
 
 
-def start(work_dir, overrides=(), rank=None, world=1, port=None):
+def start(work_dir, overrides=(), rank=None, world=1, port=None, fields=None):
     """Fork a process that trains; returns its id."""
     pid = os.fork()
     if pid:
@@ -37,12 +41,13 @@ def start(work_dir, overrides=(), rank=None, world=1, port=None):
         Path(work_dir).mkdir(parents=True, exist_ok=True)
         output = os.open(Path(work_dir) / f'output_{rank or 0}.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1), os.dup2(output, 2)
+        sys.stdout = sys.stderr = os.fdopen(1, 'w', buffering=1)  # pytest has put its own there
         if rank is not None:
             os.environ.update(
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1',
                 MASTER_PORT=str(port),
             )  # fmt: skip
-        train(work_dir, overrides, 'pytorch' if rank is not None else 'none')
+        train(work_dir, overrides, 'pytorch' if rank is not None else 'none', fields)
         status = 0
     except BaseException:
         import traceback
@@ -56,12 +61,13 @@ def finish(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run(work_dir, overrides=(), world=None):
-    """Train to the end in one forked process, or ``world`` of them; the exit codes."""
+def run(work_dir, overrides=(), world=None, **fields):
+    """Train to the end in one forked process, or ``world`` of them; the largest exit code."""
     if world is None:
-        return finish(start(work_dir, overrides))
+        return finish(start(work_dir, overrides, fields=fields))
     port = free_port()
-    return max(finish(pid) for pid in [start(work_dir, overrides, rank, world, port) for rank in range(world)])
+    started = [start(work_dir, overrides, rank, world, port, fields) for rank in range(world)]
+    return max(finish(pid) for pid in started)
 
 
 def kill_after(pid, seconds):
@@ -82,7 +88,11 @@ def weights(work_dir, name='epoch_3.pth'):
 
 
 def output(work_dir, rank=0):
-    return (Path(work_dir) / f'output_{rank}.txt').read_text()
+    """What a process printed, without the environment and config at the start."""
+    text = (Path(work_dir) / f'output_{rank}.txt').read_text()
+    return re.sub(
+        r'-{60}\nSystem environment:.*?(?=\S* \S* - mmengine - INFO - (?:training|testing) on)', '', text, flags=re.S
+    )
 
 
 def losses(work_dir):

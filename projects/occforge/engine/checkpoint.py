@@ -73,8 +73,10 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> dict:
                 'numbers, text, containers of them and log buffers'
             ) from error
         raise DataError(f'{path}: not a readable checkpoint: {_first_line(error)}') from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError) as error:
         # what torch raises for damaged files depends on where the damage is
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         size = os.path.getsize(path)
         raise DataError(f'{path}: damaged or not a checkpoint ({size} bytes): {_first_line(error)}') from error
     if not isinstance(checkpoint, dict):
@@ -263,6 +265,7 @@ def state_dict_of(checkpoint: dict) -> OrderedDict:
     return state
 
 
+_COUNTER = 'num_batches_tracked'
 _SIZE_MISMATCH = re.compile(r'size mismatch for ([^:]+): .*?Size\(\[([\d, ]*)\]\).*?Size\(\[([\d, ]*)\]\)')
 
 
@@ -275,6 +278,7 @@ def load_weights(model: nn.Module, state: dict, source: str) -> LoadReport:
     report = LoadReport(source)
     metadata = getattr(state, '_metadata', None) or {}
     state = OrderedDict((name, value) for name, value in state.items() if isinstance(value, torch.Tensor))
+    given = set(state)
     errors: list[str] = []
     unexpected: list[str] = []
 
@@ -296,10 +300,11 @@ def load_weights(model: nn.Module, state: dict, source: str) -> LoadReport:
         report.mismatched.append((match.group(1), *shapes))
     ours = model.state_dict()
     apart = {name for name, *_ in report.mismatched} | set(report.missing)
+    # layers add batch counters, which files of old torch versions lack, to the state themselves
+    state = {name: value for name, value in state.items() if name in given or not name.endswith(_COUNTER)}
     report.loaded = [name for name in ours if name not in apart and name in state]
     report.unexpected = [name for name in state if name not in ours]
-    # batch counters are absent in files of old torch versions and do not matter
-    report.missing = [name for name in report.missing if not name.endswith('num_batches_tracked')]
+    report.missing = [name for name in report.missing if not name.endswith(_COUNTER)]
     if ours and not report.loaded:
         raise ConfigError(
             f'{source}: nothing in it fits the model. Names in the file: {", ".join(list(state)[:3])}; in the model: '

@@ -7,6 +7,7 @@ import datetime
 import os
 import re
 import subprocess
+import sys
 
 import torch
 from torch import distributed as torch_dist
@@ -138,6 +139,8 @@ def init_distributed(launcher: str, backend: str | None = None, timeout: float =
         torch.cuda.set_device(local_rank)
     elif has_gpu:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    if not has_gpu and os.environ['RANK'] == '0':
+        sys.stderr.write(f'note: torch sees no GPU: {os.environ["WORLD_SIZE"]} processes run on the CPU (gloo)\n')
     backend = (backend or 'nccl') if has_gpu else 'gloo'
     torch_dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout), **group_args)
     return backend

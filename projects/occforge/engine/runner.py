@@ -90,7 +90,14 @@ class OccRunner(Runner):
             if 'type' not in loop or loop['type'] in known:
                 by_epoch = known.get(loop.get('type'), by_epoch if by_epoch is not None else True)
                 loop['type'] = 'OccEpochTrainLoop' if by_epoch else 'OccIterTrainLoop'
-        return super().build_train_loop(loop)
+        loop = super().build_train_loop(loop)
+        self._log_setting(loop.dataloader, 'training')
+        return loop
+
+    def build_test_loop(self, loop):
+        loop = super().build_test_loop(loop)
+        self._log_setting(loop.dataloader, 'testing')
+        return loop
 
     def build_optim_wrapper(self, optim_wrapper):
         if isinstance(optim_wrapper, dict) and optim_wrapper.get('type') == 'AmpOptimWrapper':
@@ -104,14 +111,17 @@ class OccRunner(Runner):
                 self.logger.info(f'{len(leftovers)} unfinished files of a killed run removed from {self.work_dir}')
         return super().train()
 
-    def describe(self) -> str:
-        """One line: device, processes, batch. Needs the dataloader of the running phase to be built."""
+    def _log_setting(self, dataloader, phase: str) -> None:
+        """One line: device, processes, batch."""
         world = rank_and_world()[1]
         device = get_device()
         name = f'{device} ({torch.cuda.get_device_name()})' if device.startswith('cuda') else device
         processes = '1 process' if world == 1 else f'{world} processes ({torch_dist.get_backend()})'
-        threads = f', {torch.get_num_threads()} threads each' if device == 'cpu' else ''
-        return f'Device: {name}, {processes}{threads}'
+        batch = getattr(dataloader.batch_sampler, 'batch_size', None) or 1
+        self.logger.info(
+            f'{phase} on {name}, {processes}, {dataloader.num_workers} workers each, total batch {batch * world} = '
+            f'{batch} x {world}, {len(dataloader.dataset)} samples, {len(dataloader)} iterations a pass'
+        )
 
     # --------------------------------------------------------------------------------------- random generators
     @contextlib.contextmanager

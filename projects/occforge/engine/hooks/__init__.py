@@ -1,7 +1,15 @@
 from .checkpoint_hook import OccCheckpointHook
 from .metrics_csv_hook import MetricsCsvHook
 from .output_folder import OutputFolderHook
+from .result_files_hook import ResultFilesHook
 from .sample_seed import SampleSeedHook
 from .syncbn_control_hook import SyncbnControlHook
 
-__all__ = ['MetricsCsvHook', 'OccCheckpointHook', 'OutputFolderHook', 'SampleSeedHook', 'SyncbnControlHook']
+__all__ = [
+    'MetricsCsvHook',
+    'OccCheckpointHook',
+    'OutputFolderHook',
+    'ResultFilesHook',
+    'SampleSeedHook',
+    'SyncbnControlHook',
+]

@@ -1,0 +1,184 @@
+"""Killed and resumed trainings end bit for bit as uninterrupted ones."""
+
+import itertools
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from occforge.engine import read_checkpoint, write_checkpoint
+from occforge.engine.checkpoint import latest_checkpoint
+from occforge.engine.hooks.metrics_csv_hook import read_table
+from occforge.fileio import atomic_write
+from training import (
+    assert_equal_training,
+    copy_folder,
+    finish,
+    kill_after,
+    output,
+    run,
+    start,
+    weights,
+)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('straight')
+    assert run(folder) == 0, output(folder)
+    return folder
+
+
+def test_two_runs_are_equal_and_validation_draws_nothing(straight, tmp_path):
+    assert run(tmp_path, ['train_cfg.val_interval=2']) == 0
+    assert_equal_training(weights(tmp_path), weights(straight))
+
+
+@pytest.mark.parametrize('epoch', [1, 2])
+def test_resume_at_the_end_of_an_epoch(straight, tmp_path, epoch):
+    folder = tmp_path / 'again'
+    copy_folder(straight, folder)
+    for later in range(epoch + 1, 4):
+        (folder / f'epoch_{later}.pth').unlink()
+    (folder / 'last_checkpoint').write_text(str(folder / f'epoch_{epoch}.pth'))
+    assert run(folder, ['resume=auto']) == 0, output(folder)
+    assert_equal_training(weights(folder), weights(straight))
+    columns, rows = read_table(folder / 'metrics.csv')
+    assert [row['iter'] for row in rows if row['phase'] == 'train'] == [str(i) for i in range(2, 19, 2)]
+    assert {'time', 'data_time', 'host_memory_mb', 'lr', 'loss_fit', 'error'} <= set(columns)
+
+
+BY_ITER = [
+    'default_hooks.checkpoint.by_epoch=False',
+    'default_hooks.checkpoint.interval=4',
+    'default_hooks.checkpoint.max_keep_ckpts=-1',
+]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_resume_in_the_middle_of_an_epoch(tmp_path, workers):
+    # with workers, noise drawn from a worker's own global generators has no state to save: transforms draw from
+    # the sample's seed instead
+    overrides = [*BY_ITER, f'data.workers_per_gpu={workers}'] + ['train_dataloader.dataset.noise=0'] * bool(workers)
+    assert run(tmp_path / 'straight', overrides) == 0, output(tmp_path / 'straight')
+    folder = tmp_path / 'again'
+    copy_folder(tmp_path / 'straight', folder)
+    for name in ('iter_12.pth', 'iter_16.pth', 'iter_18.pth'):
+        (folder / name).unlink(missing_ok=True)
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_8.pth'))
+    assert run(folder, [*overrides, 'resume=auto']) == 0, output(folder)
+    assert_equal_training(weights(folder, 'iter_18.pth'), weights(tmp_path / 'straight', 'iter_18.pth'))
+
+
+@pytest.mark.parametrize('sampler', ['InfiniteSampler', 'DefaultSampler'])
+def test_resume_of_a_training_that_counts_iterations_with_ema(tmp_path, sampler):
+    overrides = [*BY_ITER, f'train_dataloader.sampler.type={sampler}']
+    extra = dict(
+        train_cfg=dict(by_epoch=False, max_iters=18, val_interval=5),
+        log_processor=dict(type='OccLogProcessor', by_epoch=False),
+        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=18)],
+        custom_hooks=[dict(type='EMAHook')],
+    )
+    assert run(tmp_path / 'straight', overrides, **extra) == 0, output(tmp_path / 'straight')
+    folder = tmp_path / 'again'
+    copy_folder(tmp_path / 'straight', folder)
+    (folder / 'iter_18.pth').unlink()
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_8.pth'))
+    assert run(folder, [*overrides, 'resume=auto'], **extra) == 0, output(folder)
+    final = weights(folder, 'iter_18.pth')
+    assert 'ema_state_dict' in final
+    assert_equal_training(final, weights(tmp_path / 'straight', 'iter_18.pth'))
+
+
+def test_two_processes_resume_equal(tmp_path):
+    assert run(tmp_path / 'straight', ['sync_bn=True'], world=2) == 0, output(tmp_path / 'straight')
+    folder = tmp_path / 'again'
+    copy_folder(tmp_path / 'straight', folder)
+    (folder / 'epoch_3.pth').unlink()
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_2.pth'))
+    assert run(folder, ['sync_bn=True', 'resume=auto'], world=2) == 0, output(folder)
+    assert_equal_training(weights(folder), weights(tmp_path / 'straight'))
+
+
+def kill_and_resume(folder, kills, seed, overrides=()):
+    """Start, kill at a random moment, resume, ... until ``kills`` have hit; then run to the end."""
+    generator = random.Random(seed)
+    hits = 0
+    while hits < kills:
+        hits += kill_after(start(folder, [*overrides, 'resume=auto']), generator.uniform(0.3, 1.6))
+        if (folder / 'epoch_3.pth').exists():
+            for path in folder.glob('epoch_*.pth'):
+                path.unlink()
+    assert finish(start(folder, [*overrides, 'resume=auto'])) == 0, output(folder)
+
+
+BALLAST = '+model.ballast=2000000'  # 8 MB a file, so that many kills hit the saving
+
+
+def test_kills_at_random_moments(tmp_path):
+    overrides = [BALLAST, '+model.delay=0.03']
+    assert run(tmp_path / 'straight', overrides) == 0, output(tmp_path / 'straight')
+    kill_and_resume(tmp_path / 'killed', 12, 0, overrides)
+    assert_equal_training(weights(tmp_path / 'killed'), weights(tmp_path / 'straight'))
+    assert not list(Path(tmp_path / 'killed').glob('.*.tmp'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(5))
+def test_fifty_kills_at_random_moments(tmp_path, seed):
+    overrides = [BALLAST, '+model.delay=0.03']
+    assert run(tmp_path / 'straight', overrides) == 0, output(tmp_path / 'straight')
+    kill_and_resume(tmp_path / 'killed', 10, seed, overrides)
+    assert_equal_training(weights(tmp_path / 'killed'), weights(tmp_path / 'straight'))
+
+
+def _save_for_ever(folder):
+    torch.manual_seed(0)
+    for number in itertools.count(1):
+        path = folder / f'iter_{number}.pth'
+        write_checkpoint(dict(state_dict=dict(x=torch.full((1_000_000,), float(number))), meta=dict(iter=number)), path)
+        with atomic_write(folder / 'last_checkpoint', 'w') as file:
+            file.write(str(path))
+        (folder / f'iter_{number - 1}.pth').unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('count', [12, pytest.param(50, marks=pytest.mark.slow)])
+def test_kills_while_saving_leave_a_loadable_newest_checkpoint(tmp_path, count):
+    generator = random.Random(count)
+    for kill in range(count):
+        folder = tmp_path / str(kill)
+        folder.mkdir()
+        write_checkpoint(dict(state_dict=dict(x=torch.zeros(1))), folder / 'iter_0.pth')
+        (folder / 'last_checkpoint').write_text(str(folder / 'iter_0.pth'))
+        pid = os.fork()
+        if pid == 0:
+            _save_for_ever(folder)
+        time.sleep(generator.uniform(0.01, 0.12))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        read_checkpoint((folder / 'last_checkpoint').read_text())
+        complaints = []
+        assert latest_checkpoint(folder, complaints.append) and not complaints
+
+
+def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(straight, tmp_path):
+    folder = tmp_path / 'again'
+    copy_folder(straight, folder)
+    (folder / 'epoch_3.pth').write_bytes((folder / 'epoch_3.pth').read_bytes()[:5000])
+    assert run(folder, ['resume=auto']) == 0, output(folder)
+    assert 'epoch_3.pth: damaged' in output(folder) and 'newest checkpoint' in output(folder)
+    assert 'epoch_2.pth' in output(folder)
+    assert_equal_training(weights(folder), weights(straight))
+
+
+def test_another_number_of_processes_goes_on_with_a_warning(straight, tmp_path):
+    folder = tmp_path / 'again'
+    copy_folder(straight, folder)
+    (folder / 'epoch_3.pth').unlink()
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_2.pth'))
+    assert run(folder, ['resume=auto'], world=2) == 0, output(folder)
+    assert '6 iterations an epoch, there are 3' in output(folder) and 'written by 1 processes' in output(folder)
+    assert weights(folder)['meta']['iter'] == 9
