@@ -1,0 +1,1 @@
+"""A procedural city, written as a nuScenes dataset with Occ3D labels."""
