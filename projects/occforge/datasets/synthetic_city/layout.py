@@ -141,7 +141,12 @@ class Layout:
             t0, t1 = np.array([np.cos(h0), np.sin(h0)]), np.array([np.cos(h1), np.sin(h1)])
             k = 0.42 * np.linalg.norm(p1 - p0)
             w = np.linspace(0, 1, 120)[:, None]
-            bend = (1 - w) ** 3 * p0 + 3 * (1 - w) ** 2 * w * (p0 + k * t0) + 3 * (1 - w) * w**2 * (p1 - k * t1) + w**3 * p1
+            bend = (
+                (1 - w) ** 3 * p0
+                + 3 * (1 - w) ** 2 * w * (p0 + k * t0)
+                + 3 * (1 - w) * w**2 * (p1 - k * t1)
+                + w**3 * p1
+            )
             self.route = np.concatenate([a.at(sa, da), bend, b.at(sb, db)])
             begin = 25.0
         self.route_s = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(self.route, axis=0), axis=1))]) - begin
@@ -275,6 +280,8 @@ class Layout:
         inner, outer = (segment.sign * d for d in segment.strips[name])
         angle = float(road.direction((segment.s0 + segment.s1) / 2))
         polygon = road.strip(segment.s0, segment.s1, inner, outer)
+        if (polygon.max(0) < self.lower).any() or (polygon.min(0) > self.lower + self.extent).any():
+            return
         kerb = float(rng.choice([0.0, 0.03, 0.08, 0.12, 0.15]))
         if name == 'front':
             if segment.front in ('lawn', 'park'):

@@ -98,9 +98,7 @@ def part_bounds(kind, centre, turn, half, top, shift):
     size = half.copy()
     size[cone, 1] = size[cone, 0] = 1
     local *= size[:, None]
-    local[box, :, 0] = np.where(
-        upper[box], local[box, :, 0] * top[box, :1] + shift[box, None], local[box, :, 0]
-    )
+    local[box, :, 0] = np.where(upper[box], local[box, :, 0] * top[box, :1] + shift[box, None], local[box, :, 0])
     local[box, :, 1] = np.where(upper[box], local[box, :, 1] * top[box, 1:], local[box, :, 1])
     world = np.einsum('pij,pkj->pki', turn, local)
     lo, hi = world.min(1), world.max(1)
@@ -266,7 +264,9 @@ def construction_vehicle(rng):
         for side in (-1, 1):
             b.box((0, side * (gauge / 2 - 0.25), 0.4), (length, 0.5, 0.8), 'tracks', rest, top=(0.86, 1))
         b.box((-0.5, 0, 1.45), (length * 0.8, gauge * 0.95, 1.1), 'machine', body)
-        b.box((0.3, 0.55, 2.5), (1.3, 1.0, 1.1), ('screen', 'car_windows', 'plain'), (colour, glass(rng)), top=(0.85, 0.9))
+        b.box(
+            (0.3, 0.55, 2.5), (1.3, 1.0, 1.1), ('screen', 'car_windows', 'plain'), (colour, glass(rng)), top=(0.85, 0.9)
+        )
         boom, pitch = rng.uniform(2.8, 3.6), rng.uniform(25, 48)
         c, s = np.cos(np.radians(pitch)), np.sin(np.radians(pitch))
         start = np.array([0.6, -0.35, 1.7])
@@ -280,7 +280,13 @@ def construction_vehicle(rng):
     else:  # wheel loader
         length, width = rng.uniform(4.2, 5.2), rng.uniform(2.0, 2.5)
         b.box((-length * 0.2, 0, 1.25), (length * 0.5, width * 0.8, 1.1), 'machine', body)
-        b.box((0.05 * length, 0, 2.3), (1.4, 1.3, 1.3), ('screen', 'car_windows', 'plain'), (colour, glass(rng)), top=(0.8, 0.85))
+        b.box(
+            (0.05 * length, 0, 2.3),
+            (1.4, 1.3, 1.3),
+            ('screen', 'car_windows', 'plain'),
+            (colour, glass(rng)),
+            top=(0.8, 0.85),
+        )
         lift = rng.uniform(-12, 25)
         for side in (-0.5, 0.5):
             b.box((length * 0.32, side, 1.3 + 0.01 * lift), (length * 0.42, 0.22, 0.32), 'machine', body, pitch=lift)
@@ -473,7 +479,9 @@ def building(rng, length, width):
     floors = int(rng.integers(1, 6))
     height = floors * rng.uniform(2.9, 3.3) + rng.uniform(0, 0.6)
     colours, pane = wall_colour(rng), glass(rng) * rng.uniform(1, 3)
-    texture = str(rng.choice(['facade_0', 'facade_1', 'facade_2', 'facade_3', 'facade_glass'], p=[0.26, 0.22, 0.22, 0.2, 0.1]))
+    texture = str(
+        rng.choice(['facade_0', 'facade_1', 'facade_2', 'facade_3', 'facade_glass'], p=[0.26, 0.22, 0.22, 0.2, 0.1])
+    )
     base = 0.0
     if floors > 1 and rng.random() < 0.45:  # shops on the ground floor
         base = 3.2
@@ -496,7 +504,14 @@ def building(rng, length, width):
             b.box((x, -width / 2 - depth / 2, 0.12), (2.2, depth, 0.3), 'concrete', (wall_colour(rng), dark(rng)))
             b.box((x, -width / 2 - depth / 2, 2.7), (2.4, depth, 0.18), 'plain', (wall_colour(rng), dark(rng)))
             for side in (-1, 1):
-                b.cone((x + side * 1.05, -width / 2 - depth + 0.12, 1.4), 0.09, 0.09, 2.5, 'plain', (wall_colour(rng), pane))
+                b.cone(
+                    (x + side * 1.05, -width / 2 - depth + 0.12, 1.4),
+                    0.09,
+                    0.09,
+                    2.5,
+                    'plain',
+                    (wall_colour(rng), pane),
+                )
     if floors > 1 and rng.random() < 0.5:  # balconies
         for floor in range(1, floors):
             x = rng.uniform(-0.3, 0.3) * length
@@ -541,7 +556,12 @@ def road_sign(rng):
     if rng.random() < 0.5:
         b.cone((-0.06, 0, height - 0.1), 0.4, 0.4, 0.05, 'sign', face, pitch=-90)
     else:
-        b.box((-0.06, 0, height - 0.1), (0.05, rng.uniform(0.7, 1.4), rng.uniform(0.6, 1.0)), ('sign', 'plain', 'plain'), face)
+        b.box(
+            (-0.06, 0, height - 0.1),
+            (0.05, rng.uniform(0.7, 1.4), rng.uniform(0.6, 1.0)),
+            ('sign', 'plain', 'plain'),
+            face,
+        )
     return b.build('static.manmade')
 
 
@@ -592,7 +612,12 @@ def wall_piece(rng, length, style, colours):
         b.box((0, 0, 0.15), (length, 0.3, 0.5), 'concrete', colours)
     else:
         height = 1.0 if style == 'low' else 1.9
-        b.box((0, 0, height / 2 - 0.1), (length, 0.35, height + 0.2), ('plain', 'brick_wall' if style != 'low' else 'panels', 'plain'), colours)
+        b.box(
+            (0, 0, height / 2 - 0.1),
+            (length, 0.35, height + 0.2),
+            ('plain', 'brick_wall' if style != 'low' else 'panels', 'plain'),
+            colours,
+        )
     return b.build('static.manmade')
 
 
@@ -608,7 +633,14 @@ def tree(rng):
         b.cone((0, 0, 0.7), radius, radius * 0.8, 1.5, 'bark', (bark, bark * 0.4))
         for k in range(3):
             low = 1.0 + k * height * 0.24
-            b.cone((0, 0, low + height * 0.2), spread * (1 - 0.24 * k), 0.05 + 0.2 * (2 - k), height * 0.4, 'needles', (bright, deep))
+            b.cone(
+                (0, 0, low + height * 0.2),
+                spread * (1 - 0.24 * k),
+                0.05 + 0.2 * (2 - k),
+                height * 0.4,
+                'needles',
+                (bright, deep),
+            )
         return b.build('static.vegetation')
     b.cone((0, 0, trunk / 2 + 0.4), radius, radius * 0.7, trunk + 1.0, 'bark', (bark, bark * 0.4))
     spread = rng.uniform(1.7, 2.8)

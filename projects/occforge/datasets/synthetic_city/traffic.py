@@ -104,6 +104,13 @@ class Town:
 
     # ---- placing ------------------------------------------------------------------------------------------------
 
+    def _elsewhere(self, number, xy) -> bool:
+        """Whether a place beside road ``number`` lies on or hard by the other road."""
+        other = self.layout.roads[1 - number]
+        begin, end = self.layout._span(1 - number)
+        line = other.points[(other.s >= begin - 1) & (other.s <= end + 1)]
+        return bool(np.linalg.norm(line - xy, axis=1).min() < other.half + 1.0)
+
     def _distance(self, xy):
         return np.linalg.norm(self.near - np.asarray(xy), axis=1).min()
 
@@ -213,14 +220,26 @@ class Town:
 
     def _roadside(self):
         rng, layout = self.rng, self.layout
-        deck_cards = ['cars', 'truck', 'works', 'bus', 'bikes', 'trailer', 'cars', 'motorcycles', 'works', 'others', 'machine']
+        deck_cards = [
+            'cars',
+            'truck',
+            'works',
+            'bus',
+            'bikes',
+            'trailer',
+            'cars',
+            'motorcycles',
+            'works',
+            'others',
+            'machine',
+        ]
         for number, road in enumerate(layout.roads):
             for sign in (1, -1):
                 begin, end = layout._span(number)
                 deck, s = [], begin
                 while s < end:
                     spot = road.at(s, sign * road.half)
-                    if self._distance(spot) > 48:
+                    if self._distance(spot) > 48 or self._elsewhere(number, spot):
                         s += 3
                         continue
                     if not deck:
@@ -246,6 +265,8 @@ class Town:
 
         def put(model, at, d, turn=0.0, attribute='', **rest):
             x, y = road.at(at, sign * d)
+            if self._elsewhere(number, (x, y)):
+                return False
             return self.stand(model, x, y, road.direction(at) + turn, attribute, **rest)
 
         def park(model, at, attribute='vehicle.parked'):
@@ -269,7 +290,12 @@ class Town:
                 used += model.size[0] + rng.uniform(0.7, 1.8)
             return used
         if card in ('truck', 'bus', 'trailer', 'machine'):
-            build = {'truck': make.truck, 'bus': make.bus, 'trailer': make.trailer, 'machine': make.construction_vehicle}
+            build = {
+                'truck': make.truck,
+                'bus': make.bus,
+                'trailer': make.trailer,
+                'machine': make.construction_vehicle,
+            }
             model = build[card](rng)
             placed = park(model, s)
             if placed and card == 'trailer' and rng.random() < 0.5:
@@ -316,7 +342,13 @@ class Town:
             turn = with_traffic + rng.choice([0, np.pi]) + np.radians(rng.normal(0, 8))
             put(machine, s + length / 2, middle + 0.1, turn, 'vehicle.stopped')
         for at in np.arange(s + 1.2, s + length - 1, 2.35):
-            put(make.barrier(rng, style), at, strip[0] - 0.15 + rng.normal(0, 0.06), np.pi / 2 + np.radians(rng.normal(0, 4)), margin=-0.05)
+            put(
+                make.barrier(rng, style),
+                at,
+                strip[0] - 0.15 + rng.normal(0, 0.06),
+                np.pi / 2 + np.radians(rng.normal(0, 4)),
+                margin=-0.05,
+            )
         for end in (s, s + length):
             put(make.barrier(rng, style), end, middle, np.radians(rng.normal(0, 6)), margin=-0.05)
         for k in range(int(rng.integers(6, 11))):
@@ -325,7 +357,13 @@ class Town:
             put(make.traffic_cone(rng), at, d, rng.uniform(0, 1.5), margin=0.05)
         for _ in range(int(rng.integers(1, 4))):
             model = make.pedestrian(rng, 'human.pedestrian.construction_worker')
-            put(model, s + rng.uniform(0, length), middle + rng.uniform(-1, 1.5), rng.uniform(0, 6), 'pedestrian.standing')
+            put(
+                model,
+                s + rng.uniform(0, length),
+                middle + rng.uniform(-1, 1.5),
+                rng.uniform(0, 6),
+                'pedestrian.standing',
+            )
         if rng.random() < 0.7:
             put(make.debris(rng), s + rng.uniform(1, length - 1), middle + rng.uniform(-0.5, 1), rng.uniform(0, 6))
         return length
@@ -423,7 +461,17 @@ class Town:
     def _furniture(self):
         rng, layout = self.rng, self.layout
         self._keep_clear()
-        small = [make.road_sign, make.bollard, make.cabinet, make.column, make.shrub, make.bush, make.shrub, make.mailbox, make.bench]
+        small = [
+            make.road_sign,
+            make.bollard,
+            make.cabinet,
+            make.column,
+            make.shrub,
+            make.bush,
+            make.shrub,
+            make.mailbox,
+            make.bench,
+        ]
         for segment in layout.segments:
             road, sign = layout.roads[segment.road], segment.sign
             kerb = next((segment.strips[n] for n in ('green', 'walk', 'front') if n in segment.strips), None)
@@ -435,7 +483,7 @@ class Town:
             while s < segment.s1:
                 spot = road.at(s, sign * (kerb[0] + rng.uniform(0.35, 0.8)))
                 step = rng.uniform(2.2, 5.5)
-                if self._distance(spot) < 60:
+                if self._distance(spot) < 60 and not self._elsewhere(segment.road, spot):
                     pick = rng.random()
                     yaw = inward(s) + rng.choice([0, np.pi])
                     if rows:
@@ -445,13 +493,19 @@ class Town:
                         model = make.tree(rng)
                         trunk = make.bollard(rng)  # only the trunk needs room on the ground
                         if self._claim(self._footprint(trunk, *spot, 0.0, 0.25)):
-                            self.agents.append(Agent(model, (float(spot[0]), float(spot[1]), float(rng.uniform(0, 6))), None, '', False))
+                            self.agents.append(
+                                Agent(
+                                    model, (float(spot[0]), float(spot[1]), float(rng.uniform(0, 6))), None, '', False
+                                )
+                            )
                         s += step
                         continue
                     elif pick < 0.54:
                         model, yaw = make.lamp_post(rng), inward(s) - sign * np.pi / 2
                         if self._claim(self._footprint(make.bollard(rng), *spot, 0.0, 0.1)):
-                            self.agents.append(Agent(model, (float(spot[0]), float(spot[1]), float(yaw)), None, '', False))
+                            self.agents.append(
+                                Agent(model, (float(spot[0]), float(spot[1]), float(yaw)), None, '', False)
+                            )
                         s += step
                         continue
                     else:
@@ -461,7 +515,9 @@ class Town:
             if rng.random() < 0.15 and 'walk' in segment.strips:
                 s = (segment.s0 + segment.s1) / 2
                 spot = road.at(s, sign * (segment.strips['walk'][0] + 1.1))
-                self.stand(make.shelter(rng), *spot, inward(s) + sign * np.pi / 2)
+                self._elsewhere(segment.road, spot) or self.stand(
+                    make.shelter(rng), *spot, inward(s) + sign * np.pi / 2
+                )
             # behind: trees and bushes on open ground
             front = segment.strips.get('front')
             if front is not None and segment.front in ('lawn', 'park'):
@@ -474,7 +530,11 @@ class Town:
                     model = build(rng)
                     if build is make.tree:
                         if self._claim(self._footprint(make.bollard(rng), *spot, 0.0, 0.3), (TERRAIN,)):
-                            self.agents.append(Agent(model, (float(spot[0]), float(spot[1]), float(rng.uniform(0, 6))), None, '', False))
+                            self.agents.append(
+                                Agent(
+                                    model, (float(spot[0]), float(spot[1]), float(rng.uniform(0, 6))), None, '', False
+                                )
+                            )
                     else:
                         self.stand(model, *spot, rng.uniform(0, 6), only=(TERRAIN,))
         for number, road in enumerate(layout.roads):  # signals at the junction
@@ -486,7 +546,11 @@ class Town:
                     if rng.random() < 0.7 and layout.label_at(spot[None])[0] != make.LABEL['flat.driveable_surface']:
                         yaw = road.direction(s) + (np.pi if end > 0 else 0)
                         self._claim(self._footprint(make.bollard(rng), *spot, 0.0, 0.1), test=False)
-                        self.agents.append(Agent(make.traffic_light(rng), (float(spot[0]), float(spot[1]), float(yaw)), None, '', False))
+                        self.agents.append(
+                            Agent(
+                                make.traffic_light(rng), (float(spot[0]), float(spot[1]), float(yaw)), None, '', False
+                            )
+                        )
 
     def _people(self):
         rng, layout = self.rng, self.layout
@@ -498,11 +562,16 @@ class Town:
                 if strip is None:
                     continue
                 for _ in range(int(rng.integers(count // 2, count + 2))):
-                    s, d = rng.uniform(segment.s0, segment.s1), rng.uniform(strip[0] + 0.4, max(strip[1] - 0.4, strip[0] + 0.5))
+                    s, d = (
+                        rng.uniform(segment.s0, segment.s1),
+                        rng.uniform(strip[0] + 0.4, max(strip[1] - 0.4, strip[0] + 0.5)),
+                    )
                     if self._distance(road.at(s, 0)) > 42:
                         continue
                     if rng.random() < 0.5:
                         x, y = road.at(s, sign * d)
+                        if self._elsewhere(segment.road, (x, y)):
+                            continue
                         model = make.animal(rng) if rng.random() < 0.08 else make.pedestrian(rng)
                         attribute = '' if model.category == 'animal' else 'pedestrian.standing'
                         self.stand(model, x, y, rng.uniform(0, 6.28), attribute)
@@ -517,10 +586,8 @@ class Town:
         for agent in self.agents:
             if agent.path is None:
                 model = agent.model
-                tall = model.category == 'static.vegetation' and model.size[2] > 3 or model.size[2] > 5
+                tall = (model.category == 'static.vegetation' and model.size[2] > 3) or model.size[2] > 5
                 if tall and model.size[0] < 9:
                     continue  # crowns and arms hang above
                 q = (self._footprint(model, *agent.pose, 0.0) - self.layout.lower) / BLOCK_CELL
                 cv2.fillPoly(self.still, [np.rint(q * 16).astype(np.int32)], 1, shift=4)
-
-
