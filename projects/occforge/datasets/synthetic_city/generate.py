@@ -20,8 +20,14 @@ from .tables import scene_part, token, write_tables
 from .world import KEYFRAME_STEP
 
 # traffic keeps right in Boston, left in Singapore
-LOCATIONS = ('boston-seaport', 'singapore-onenorth', 'boston-seaport', 'singapore-hollandvillage', 'boston-seaport',
-             'singapore-queenstown')  # fmt: skip
+LOCATIONS = (
+    'boston-seaport',
+    'singapore-onenorth',
+    'boston-seaport',
+    'singapore-hollandvillage',
+    'boston-seaport',
+    'singapore-queenstown',
+)
 SPLITS = {'v1.0-trainval': ('train', 'val'), 'v1.0-mini': ('mini_train', 'mini_val'), 'v1.0-test': ('test', None)}
 MARKER = 'synthetic_city.json'  # in the root: what the folder was made from, and whether it is complete
 
@@ -68,8 +74,13 @@ def generate(
     root = Path(root)
     rig = load_rig(rig)
     image_size = _check_size(image_size, rig)
-    for name, value, low in (('scenes', scenes, 1), ('keyframes', keyframes, 1), ('seed', seed, 0),
-                             ('workers', workers, 0), ('camera_sweeps', camera_sweeps, 0)):  # fmt: skip
+    for name, value, low in (
+        ('scenes', scenes, 1),
+        ('keyframes', keyframes, 1),
+        ('seed', seed, 0),
+        ('workers', workers, 0),
+        ('camera_sweeps', camera_sweeps, 0),
+    ):
         if not isinstance(value, (int, np.integer)) or value < low:
             raise ConfigError(f'synthetic city: {name} must be an integer of {low} or more, found {value!r}')
     if keyframes > 80:
@@ -78,10 +89,16 @@ def generate(
         raise ConfigError(f'synthetic city: label_refine must be 1, 2 or 4, found {label_refine!r}')
     names = _scene_names(version, scenes, split)
     asked = {
-        'format': 1, 'version': version, 'scenes': names, 'keyframes': int(keyframes), 'seed': int(seed),
-        'image_size': list(image_size), 'rig': rig_fields(rig), 'camera_sweeps': int(camera_sweeps),
+        'format': 1,
+        'version': version,
+        'scenes': names,
+        'keyframes': int(keyframes),
+        'seed': int(seed),
+        'image_size': list(image_size),
+        'rig': rig_fields(rig),
+        'camera_sweeps': int(camera_sweeps),
         'label_refine': int(label_refine),
-    }  # fmt: skip
+    }
     if _claim_root(root, asked):
         return root
     jobs, places = _plan(root, asked, rig, image_size)
@@ -160,8 +177,10 @@ def _claim_root(root, asked) -> bool:
         for name, value in asked.items():
             if found.get(name) != value:
                 pair = '' if name == 'rig' else f': found {found.get(name)}, asked for {value}'
-                raise DataError(f'{marker}: the folder holds another city, field {name} differs{pair}; '
-                                'choose another folder or delete this one')  # fmt: skip
+                raise DataError(
+                    f'{marker}: the folder holds another city, field {name} differs{pair}; '
+                    'choose another folder or delete this one'
+                )
         return bool(found.get('complete'))
     for folder in ('samples', 'sweeps', asked['version']):
         if (root / folder).exists():
@@ -178,13 +197,26 @@ def _plan(root, asked, rig, image_size):
         location = LOCATIONS[index % len(LOCATIONS)]
         key = f'{asked["seed"]} {name}'
         frames = range(asked['keyframes'])
-        jobs.append(Job(
-            str(root), asked['version'], asked['seed'], index, asked['keyframes'], location.startswith('boston'), name,
-            token(f'{key} scene'), f'n{900 + index:03d}-2031-01-01-10-{index % 60:02d}-00+0800',
-            1_925_000_000_000_000 + index * 600_000_000, image_size, rig, asked['camera_sweeps'],
-            asked['label_refine'], tuple(token(f'{key} sample {k}') for k in frames),
-            tuple(token(f'{key} lidar {k}') for k in frames),
-        ))  # fmt: skip
+        jobs.append(
+            Job(
+                str(root),
+                asked['version'],
+                asked['seed'],
+                index,
+                asked['keyframes'],
+                location.startswith('boston'),
+                name,
+                token(f'{key} scene'),
+                f'n{900 + index:03d}-2031-01-01-10-{index % 60:02d}-00+0800',
+                1_925_000_000_000_000 + index * 600_000_000,
+                image_size,
+                rig,
+                asked['camera_sweeps'],
+                asked['label_refine'],
+                tuple(token(f'{key} sample {k}') for k in frames),
+                tuple(token(f'{key} lidar {k}') for k in frames),
+            )
+        )
         places.append((location, used.setdefault(location, 0)))
         used[location] += 1
     return jobs, places
@@ -257,5 +289,7 @@ def describe(world) -> str:
         number[group] = number.get(group, 0) + 1
     turn = {'straight': 'straight on', 'left': 'turn left', 'right': 'turn right'}[world.layout.turn]
     weather = 'overcast' if world.light.clouds > 0.5 else 'sunny'
-    return (f'Synthetic city, {turn}, {"T-junction" if world.layout.tee else "junction"}, {weather}, '
-            f'{number.get("vehicle", 0)} vehicles, {number.get("human", 0)} people')  # fmt: skip
+    return (
+        f'Synthetic city, {turn}, {"T-junction" if world.layout.tee else "junction"}, {weather}, '
+        f'{number.get("vehicle", 0)} vehicles, {number.get("human", 0)} people'
+    )

@@ -102,7 +102,7 @@ def _winners(flat, cells_classes, weight=None):
 
 def _ground_votes(world, moment, seen, shape, voxel, lower):
     pitch = min(0.1, voxel)
-    nx, ny = (int(round(n * voxel / pitch)) for n in shape[:2])
+    nx, ny = (round(n * voxel / pitch) for n in shape[:2])
     x = lower[0] + pitch * (np.arange(nx) + 0.5)
     y = lower[1] + pitch * (np.arange(ny) + 0.5)
     px, py = (g.ravel() for g in np.meshgrid(x, y, indexing='ij'))
@@ -123,7 +123,7 @@ def _ground_votes(world, moment, seen, shape, voxel, lower):
             low, high = np.minimum(low, (near + z) / 2), np.maximum(high, (near + z) / 2)
     bottom = np.floor((low.ravel() - SHEET - lower[2]) / voxel).astype(np.int64)
     top = np.floor((high.ravel() + SHEET - lower[2]) / voxel).astype(np.int64)
-    per = max(int(round(voxel / pitch)), 1)
+    per = max(round(voxel / pitch), 1)
     column = (np.arange(nx) // per)[:, None] * shape[1] + (np.arange(ny) // per)[None]
     column = column.ravel()
     flat = []

@@ -88,16 +88,32 @@ class Layout:
         """``travel``: metres that the ego will cover; ``side``: 1 right-hand, -1 left-hand traffic."""
         self.rng, self.side = rng, side
         self.kinds: list[Kind] = []
-        self.map = {name: [] for name in ('drivable_area', 'road_segment', 'lane', 'ped_crossing', 'walkway',
-                                          'stop_line', 'carpark_area', 'road_divider', 'lane_divider')}  # fmt: skip
+        self.map = {
+            name: []
+            for name in (
+                'drivable_area',
+                'road_segment',
+                'lane',
+                'ped_crossing',
+                'walkway',
+                'stop_line',
+                'carpark_area',
+                'road_divider',
+                'lane_divider',
+            )
+        }
         reach = travel + MARGIN + 60
         heading = rng.uniform(0, 2 * np.pi)
         skew = rng.choice([-1, 1]) * np.radians(rng.uniform(62, 118))
         self.roads = [
-            Road(_curve(rng, heading, reach, 1.0), int(rng.choice([1, 1, 2])), rng.uniform(3.0, 3.6),
-                 float(rng.choice([0, 0, rng.uniform(1.2, 2.8)]))),
+            Road(
+                _curve(rng, heading, reach, 1.0),
+                int(rng.choice([1, 1, 2])),
+                rng.uniform(3.0, 3.6),
+                float(rng.choice([0, 0, rng.uniform(1.2, 2.8)])),
+            ),
             Road(_curve(rng, heading + skew, reach, 0.5), int(rng.choice([1, 1, 2])), rng.uniform(3.0, 3.4), 0.0),
-        ]  # fmt: skip
+        ]
         self.tee = rng.random() < 0.3  # B ends at A
         self.turn = str(rng.choice(['straight', 'left', 'right'], p=[0.5, 0.25, 0.25]))
         self.skew = skew
@@ -166,8 +182,12 @@ class Layout:
     def _asphalt(self):
         rng = self.rng
         grey = np.full(3, rng.uniform(0.05, 0.26)) * rng.uniform(0.9, 1.1, 3)
-        return self.kind(DRIVEABLE, str(rng.choice(['asphalt', 'asphalt_mended'])), (grey, grey * rng.uniform(0.5, 1.3)),
-                         rng.uniform(0, 6))  # fmt: skip
+        return self.kind(
+            DRIVEABLE,
+            str(rng.choice(['asphalt', 'asphalt_mended'])),
+            (grey, grey * rng.uniform(0.5, 1.3)),
+            rng.uniform(0, 6),
+        )
 
     def _pavement(self, angle):
         rng = self.rng
@@ -219,7 +239,7 @@ class Layout:
         rng = self.rng
         w, h = (int(np.ceil(v / SURFACE_CELL)) for v in self.extent)
         self.surface = np.zeros((h, w), np.uint8)
-        nx, ny = (int(round(v / HEIGHT_CELL)) + 1 for v in self.extent)
+        nx, ny = (round(v / HEIGHT_CELL) + 1 for v in self.extent)
         self.step = np.zeros((ny, nx), np.float32)
         self.surface[:] = self._green()
         self.step[:] = rng.uniform(0.0, 0.12)
@@ -261,8 +281,11 @@ class Layout:
             length = min(rng.uniform(12, 30), end - s)
             d, strips = road.half, {}
             for name, chance, low, high in (
-                ('parking', 0.75, 2.3, 2.7), ('bike', 0.45, 1.6, 2.4), ('green', 0.45, 1.2, 2.6), ('walk', 0.92, 1.8, 3.8),
-            ):  # fmt: skip
+                ('parking', 0.75, 2.3, 2.7),
+                ('bike', 0.45, 1.6, 2.4),
+                ('green', 0.45, 1.2, 2.6),
+                ('walk', 0.92, 1.8, 3.8),
+            ):
                 if rng.random() < chance:
                     width = rng.uniform(low, high)
                     strips[name] = (d, d + width)
@@ -323,8 +346,11 @@ class Layout:
                 length = min(rng.uniform(12, 35), high - s)
                 half = road.median / 2 - 0.15
                 angle = float(road.direction(s + length / 2))
-                self.fill(road.strip(s, s + length, -half, half), self._special(angle, 'median'),
-                          float(rng.choice([0.0, 0.05, 0.12])))  # fmt: skip
+                self.fill(
+                    road.strip(s, s + length, -half, half),
+                    self._special(angle, 'median'),
+                    float(rng.choice([0.0, 0.05, 0.12])),
+                )
                 s += length + (rng.uniform(2, 6) if rng.random() < 0.3 else 0)
 
     def _mark(self, number):
@@ -378,8 +404,9 @@ class Layout:
             phase = 2 * np.pi / length * (np.cos(angle) * x[None] + np.sin(angle) * y[:, None]) + rng.uniform(0, 6.3)
             relief += np.float32(rng.uniform(0.06, 0.16)) * np.sin(phase).astype(np.float32)
         # natural ground is uneven by a centimetre or two, paved ground is not
-        rough = cv2.resize(rng.standard_normal((ny // 3 + 1, nx // 3 + 1)).astype(np.float32), (nx, ny),
-                           interpolation=cv2.INTER_LINEAR)  # fmt: skip
+        rough = cv2.resize(
+            rng.standard_normal((ny // 3 + 1, nx // 3 + 1)).astype(np.float32), (nx, ny), interpolation=cv2.INTER_LINEAR
+        )
         natural = np.array([k.label == TERRAIN for k in self.kinds], np.float32)
         column = np.clip(((x - self.lower[0]) / SURFACE_CELL).astype(int), 0, self.surface.shape[1] - 1)
         row = np.clip(((y - self.lower[1]) / SURFACE_CELL).astype(int), 0, self.surface.shape[0] - 1)

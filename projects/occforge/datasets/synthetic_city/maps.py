@@ -25,11 +25,24 @@ class MapWriter:
         """``edge``: metres in x and y; ``token``: callable text -> token."""
         self.location, self.edge, self.token = location, edge, token
         self.nodes, self.polygons, self.lines = [], [], []
-        self.layers = {name: [] for name in (
-            'drivable_area', 'road_segment', 'road_block', 'lane', 'ped_crossing', 'walkway', 'stop_line',
-            'carpark_area', 'road_divider', 'lane_divider', 'traffic_light', 'lane_connector',
-        )}  # fmt: skip
-        w, h = (int(round(v / RESOLUTION)) for v in edge)
+        self.layers = {
+            name: []
+            for name in (
+                'drivable_area',
+                'road_segment',
+                'road_block',
+                'lane',
+                'ped_crossing',
+                'walkway',
+                'stop_line',
+                'carpark_area',
+                'road_divider',
+                'lane_divider',
+                'traffic_light',
+                'lane_connector',
+            )
+        }
+        w, h = (round(v / RESOLUTION) for v in edge)
         self.prior = np.zeros((h, w), np.uint8)
         self.base = np.full((h, w), 255, np.uint8)
 
@@ -92,25 +105,55 @@ class MapWriter:
         segments = []
         for polygon, junction in layers['road_segment']:
             for points in pieces(polygon):
-                segments.append(self._add('road_segment', self._polygon(points), is_intersection=junction,
-                                          drivable_area_token=self.layers['drivable_area'][number]['token']))  # fmt: skip
+                segments.append(
+                    self._add(
+                        'road_segment',
+                        self._polygon(points),
+                        is_intersection=junction,
+                        drivable_area_token=self.layers['drivable_area'][number]['token'],
+                    )
+                )
                 if not junction:
-                    self._add('road_block', self._polygon(points), from_edge_line_token='', to_edge_line_token='',
-                              road_segment_token=segments[-1])  # fmt: skip
+                    self._add(
+                        'road_block',
+                        self._polygon(points),
+                        from_edge_line_token='',
+                        to_edge_line_token='',
+                        road_segment_token=segments[-1],
+                    )
         for polygon in layers['lane']:
             for points in pieces(polygon):
-                self._add('lane', self._polygon(points), lane_type='CAR', from_edge_line_token='', to_edge_line_token='',
-                          left_lane_divider_segments=[], right_lane_divider_segments=[])  # fmt: skip
+                self._add(
+                    'lane',
+                    self._polygon(points),
+                    lane_type='CAR',
+                    from_edge_line_token='',
+                    to_edge_line_token='',
+                    left_lane_divider_segments=[],
+                    right_lane_divider_segments=[],
+                )
         for name in ('ped_crossing', 'carpark_area'):
-            extra = {'road_segment_token': segments[0]} if name == 'ped_crossing' else {
-                'orientation': 0.0, 'road_block_token': '', }  # fmt: skip
+            extra = (
+                {'road_segment_token': segments[0]}
+                if name == 'ped_crossing'
+                else {
+                    'orientation': 0.0,
+                    'road_block_token': '',
+                }
+            )
             for polygon in layers[name]:
                 for points in pieces(polygon):
                     self._add(name, self._polygon(points), **extra)
         for polygon in layers['stop_line']:
             for points in pieces(polygon):
-                self._add('stop_line', self._polygon(points), stop_line_type='STOP_SIGN', ped_crossing_tokens=[],
-                          traffic_light_tokens=[], road_block_token='')  # fmt: skip
+                self._add(
+                    'stop_line',
+                    self._polygon(points),
+                    stop_line_type='STOP_SIGN',
+                    ped_crossing_tokens=[],
+                    traffic_light_tokens=[],
+                    road_block_token='',
+                )
         for name in ('road_divider', 'lane_divider'):
             for points in layers[name]:
                 cut = LineString(points).intersection(window) if len(points) > 1 else LineString()
@@ -146,9 +189,15 @@ class MapWriter:
     def write(self, root) -> str:
         """Write the location's files; returns the path of the semantic prior below ``root``."""
         data = {
-            'version': '1.3', 'canvas_edge': [float(v) for v in self.edge], 'polygon': self.polygons,
-            'line': self.lines, 'node': self.nodes, **self.layers, 'arcline_path_3': {}, 'connectivity': {},
-        }  # fmt: skip
+            'version': '1.3',
+            'canvas_edge': [float(v) for v in self.edge],
+            'polygon': self.polygons,
+            'line': self.lines,
+            'node': self.nodes,
+            **self.layers,
+            'arcline_path_3': {},
+            'connectivity': {},
+        }
         root = Path(root)
         with atomic_write(root / 'maps' / 'expansion' / f'{self.location}.json', 'w') as file:
             json.dump(data, file)

@@ -16,15 +16,39 @@ from .textures import atlas
 
 # nuScenes-lidarseg: index -> official category name, https://www.nuscenes.org/nuscenes#lidarseg
 CATEGORIES = (
-    'noise', 'animal', 'human.pedestrian.adult', 'human.pedestrian.child', 'human.pedestrian.construction_worker',
-    'human.pedestrian.personal_mobility', 'human.pedestrian.police_officer', 'human.pedestrian.stroller',
-    'human.pedestrian.wheelchair', 'movable_object.barrier', 'movable_object.debris',
-    'movable_object.pushable_pullable', 'movable_object.trafficcone', 'static_object.bicycle_rack', 'vehicle.bicycle',
-    'vehicle.bus.bendy', 'vehicle.bus.rigid', 'vehicle.car', 'vehicle.construction', 'vehicle.emergency.ambulance',
-    'vehicle.emergency.police', 'vehicle.motorcycle', 'vehicle.trailer', 'vehicle.truck', 'flat.driveable_surface',
-    'flat.other', 'flat.sidewalk', 'flat.terrain', 'static.manmade', 'static.other', 'static.vegetation',
+    'noise',
+    'animal',
+    'human.pedestrian.adult',
+    'human.pedestrian.child',
+    'human.pedestrian.construction_worker',
+    'human.pedestrian.personal_mobility',
+    'human.pedestrian.police_officer',
+    'human.pedestrian.stroller',
+    'human.pedestrian.wheelchair',
+    'movable_object.barrier',
+    'movable_object.debris',
+    'movable_object.pushable_pullable',
+    'movable_object.trafficcone',
+    'static_object.bicycle_rack',
+    'vehicle.bicycle',
+    'vehicle.bus.bendy',
+    'vehicle.bus.rigid',
+    'vehicle.car',
+    'vehicle.construction',
+    'vehicle.emergency.ambulance',
+    'vehicle.emergency.police',
+    'vehicle.motorcycle',
+    'vehicle.trailer',
+    'vehicle.truck',
+    'flat.driveable_surface',
+    'flat.other',
+    'flat.sidewalk',
+    'flat.terrain',
+    'static.manmade',
+    'static.other',
+    'static.vegetation',
     'vehicle.ego',
-)  # fmt: skip
+)
 LABEL = {name: index for index, name in enumerate(CATEGORIES)}
 ANNOTATED = tuple(name for name in CATEGORIES[1:24])  # those with boxes
 
@@ -74,9 +98,19 @@ class Builder:
         lower, upper = part_bounds(kind, centre, turn, half, top, shift)
         lower, upper = lower.min(0), upper.max(0)
         return Model(
-            category, kind, centre.astype(float), turn, half, top, shift, material, colour.astype(np.float32),
-            upper - lower, (upper + lower) / 2, rider,
-        )  # fmt: skip
+            category,
+            kind,
+            centre.astype(float),
+            turn,
+            half,
+            top,
+            shift,
+            material,
+            colour.astype(np.float32),
+            upper - lower,
+            (upper + lower) / 2,
+            rider,
+        )
 
 
 def rotation(yaw=0.0, pitch=0.0, roll=0.0):
@@ -157,9 +191,14 @@ def _wheels(b, rng, xs, half_width, radius, width=0.22):
     for x in xs:
         for side in (-1, 1):
             b.cone(
-                (x, side * (half_width - width / 2), radius), radius, radius, width, ('tyre', 'tyre', 'wheel'),
-                (dark(rng), rim), roll=90 * side,
-            )  # fmt: skip
+                (x, side * (half_width - width / 2), radius),
+                radius,
+                radius,
+                width,
+                ('tyre', 'tyre', 'wheel'),
+                (dark(rng), rim),
+                roll=90 * side,
+            )
 
 
 def car(rng):
@@ -168,28 +207,41 @@ def car(rng):
     height = {'sedan': rng.uniform(1.4, 1.5), 'hatch': rng.uniform(1.48, 1.75), 'van': rng.uniform(1.75, 2.05)}[style]
     colour, pane, belt, low = paint(rng), glass(rng), height * rng.uniform(0.55, 0.6), rng.uniform(0.2, 0.28)
     b.box(
-        (0, 0, (low + belt) / 2), (length, width, belt - low), ('car_end', 'car_side', 'plain'), (colour, dark(rng)),
+        (0, 0, (low + belt) / 2),
+        (length, width, belt - low),
+        ('car_end', 'car_side', 'plain'),
+        (colour, dark(rng)),
         top=(0.97, 0.95),
-    )  # fmt: skip
+    )
     span, back = {'sedan': (0.56, -0.06), 'hatch': (0.66, -0.14), 'van': (0.82, -0.07)}[style]
     taper = {'sedan': 0.62, 'hatch': 0.76, 'van': 0.86}[style]
     b.box(
-        (back * length, 0, (belt + height) / 2), (span * length, width * 0.93, height - belt),
-        ('screen', 'car_windows', 'plain'), (colour, pane), top=(taper, 0.84), shift=-0.1 if style != 'sedan' else 0.0,
-    )  # fmt: skip
+        (back * length, 0, (belt + height) / 2),
+        (span * length, width * 0.93, height - belt),
+        ('screen', 'car_windows', 'plain'),
+        (colour, pane),
+        top=(taper, 0.84),
+        shift=-0.1 if style != 'sedan' else 0.0,
+    )
     _wheels(b, rng, (0.31 * length, -0.3 * length), width / 2, rng.uniform(0.29, 0.35))
     return b.build('vehicle.car')
 
 
 def _cab(b, rng, front, length, width, height, low, colour):
     b.box(
-        (front - length / 2, 0, (low + height) / 2), (length, width, height - low), ('bus_end', 'truck_side', 'plain'),
-        (colour, glass(rng)), top=(0.92, 0.96), shift=-0.04,
-    )  # fmt: skip
-    b.box(
-        (front - length * 0.45, 0, height * 0.72), (length * 0.5, width + 0.02, height * 0.28), 'car_windows',
+        (front - length / 2, 0, (low + height) / 2),
+        (length, width, height - low),
+        ('bus_end', 'truck_side', 'plain'),
         (colour, glass(rng)),
-    )  # fmt: skip
+        top=(0.92, 0.96),
+        shift=-0.04,
+    )
+    b.box(
+        (front - length * 0.45, 0, height * 0.72),
+        (length * 0.5, width + 0.02, height * 0.28),
+        'car_windows',
+        (colour, glass(rng)),
+    )
 
 
 def truck(rng):
@@ -209,9 +261,12 @@ def truck(rng):
         wall = rng.uniform(0.5, 0.9) if style == 'open' else rng.uniform(1.1, 1.5)
         b.box((rear + bed / 2, 0, 0.95 + wall / 2), (bed, width, wall), ('truck_back', 'ribs', 'dirt'), colours)
         b.box(
-            (rear + bed / 2, 0, 0.95 + wall + 0.25), (bed * 0.8, width * 0.8, 0.5), ('dirt', 'dirt', 'gravel'),
-            (hsv(rng, (0.05, 0.12), (0.1, 0.6), (0.3, 0.7)), dark(rng)), top=(0.5, 0.4),
-        )  # fmt: skip
+            (rear + bed / 2, 0, 0.95 + wall + 0.25),
+            (bed * 0.8, width * 0.8, 0.5),
+            ('dirt', 'dirt', 'gravel'),
+            (hsv(rng, (0.05, 0.12), (0.1, 0.6), (0.3, 0.7)), dark(rng)),
+            top=(0.5, 0.4),
+        )
     _wheels(b, rng, (length / 2 - 1.1, rear + 1.2, rear + 2.25), width / 2, rng.uniform(0.42, 0.5), 0.3)
     return b.build('vehicle.truck')
 
@@ -237,16 +292,20 @@ def trailer(rng):
     if style == 'flat':
         for k in range(int(rng.integers(2, 4))):
             b.box(
-                (length * (0.3 * k - 0.32), 0, deck + 0.5), (length * 0.22, width * 0.8, 1.0), 'planks',
+                (length * (0.3 * k - 0.32), 0, deck + 0.5),
+                (length * 0.22, width * 0.8, 1.0),
+                'planks',
                 (hsv(rng, (0.06, 0.12), (0.2, 0.6), (0.4, 0.8)), frame),
-            )  # fmt: skip
+            )
     else:
         roof = rng.uniform(3.1, 3.9)
         side = 'curtain' if style == 'box' else 'container'
         b.box(
-            (0, 0, (deck + roof) / 2), (length, width, roof - deck), ('truck_back', side, 'ribs'),
+            (0, 0, (deck + roof) / 2),
+            (length, width, roof - deck),
+            ('truck_back', side, 'ribs'),
             (paint(rng), paint(rng)),
-        )  # fmt: skip
+        )
     back = -length / 2
     _wheels(b, rng, (back + 1.0, back + 2.1, back + 3.2), width / 2, 0.46, 0.35)
     for side in (-0.8, 0.8):  # landing legs
@@ -356,10 +415,22 @@ def pedestrian(rng, category=None):
     skin, top, legs = hsv(rng, (0.03, 0.09), (0.25, 0.6), (0.25, 0.95)), paint(rng), paint(rng)
     stride = rng.uniform(0, 0.22)
     for side in (-1, 1):
-        b.cone((side * stride * k, side * 0.1 * k, 0.42 * k), 0.075 * k, 0.1 * k * girth, 0.86 * k, 'plain', (legs, legs),
-               pitch=0)  # fmt: skip
-        b.box((-side * stride * k * 0.6, side * 0.27 * k * girth, 1.1 * k), (0.12 * k, 0.11 * k, 0.6 * k), 'plain',
-              (top, top), pitch=-side * stride * 90)  # fmt: skip
+        b.cone(
+            (side * stride * k, side * 0.1 * k, 0.42 * k),
+            0.075 * k,
+            0.1 * k * girth,
+            0.86 * k,
+            'plain',
+            (legs, legs),
+            pitch=0,
+        )
+        b.box(
+            (-side * stride * k * 0.6, side * 0.27 * k * girth, 1.1 * k),
+            (0.12 * k, 0.11 * k, 0.6 * k),
+            'plain',
+            (top, top),
+            pitch=-side * stride * 90,
+        )
     worker = category.endswith('worker')
     body = 'vest' if worker else 'cloth'
     if worker:
@@ -423,8 +494,13 @@ def debris(rng):
     for _ in range(int(rng.integers(3, 6))):
         size = rng.uniform(0.35, 1.0, 3) * (1, 1, 0.7)
         place = (rng.uniform(-0.8, 0.8), rng.uniform(-0.6, 0.6), size[2] / 2)
-        b.box(place, size, str(rng.choice(['planks', 'poster', 'gravel', 'plain'])), (paint(rng), hsv(rng)),
-              yaw=rng.uniform(0, 90))  # fmt: skip
+        b.box(
+            place,
+            size,
+            str(rng.choice(['planks', 'poster', 'gravel', 'plain'])),
+            (paint(rng), hsv(rng)),
+            yaw=rng.uniform(0, 90),
+        )
     b.ball((rng.uniform(-0.5, 0.5), 0, 0.2), (0.9, 0.7, 0.7), 'plain', (dark(rng), dark(rng)))
     return b.build('movable_object.debris')
 
@@ -487,16 +563,27 @@ def building(rng, length, width):
         base = 3.2
         b.box((0, 0, base / 2 - 0.2), (length, width, base + 0.4), ('shop', 'shop', 'plain'), (wall_colour(rng), pane))
     b.box(
-        (0, 0, (height + base) / 2 - (0.2 if base == 0 else 0)), (length * 0.998, width * 0.998, height - base + (0.4 if base == 0 else 0)),
-        (texture, texture, 'concrete'), (colours, pane),
-    )  # fmt: skip
+        (0, 0, (height + base) / 2 - (0.2 if base == 0 else 0)),
+        (length * 0.998, width * 0.998, height - base + (0.4 if base == 0 else 0)),
+        (texture, texture, 'concrete'),
+        (colours, pane),
+    )
     if rng.random() < 0.5:
-        b.box((0, 0, height + 0.9), (length * 1.03, width * 1.03, 1.8), ('plaster', 'roof', 'roof'),
-              (wall_colour(rng) * 0.6, dark(rng)), top=(1.0, 0.05))  # fmt: skip
+        b.box(
+            (0, 0, height + 0.9),
+            (length * 1.03, width * 1.03, 1.8),
+            ('plaster', 'roof', 'roof'),
+            (wall_colour(rng) * 0.6, dark(rng)),
+            top=(1.0, 0.05),
+        )
     else:
-        b.box((rng.uniform(-0.2, 0.2) * length, 0, height + 0.6), (length * 0.3, width * 0.4, 1.2), 'ribs',
-              (wall_colour(rng), dark(rng)))  # fmt: skip
-    for k in range(int(rng.integers(1, 3))):
+        b.box(
+            (rng.uniform(-0.2, 0.2) * length, 0, height + 0.6),
+            (length * 0.3, width * 0.4, 1.2),
+            'ribs',
+            (wall_colour(rng), dark(rng)),
+        )
+    for _k in range(int(rng.integers(1, 3))):
         x = rng.uniform(-0.38, 0.38) * length
         b.box((x, -width / 2, 1.1), (1.3, 0.16, 2.3), ('plain', 'door', 'plain'), (wall_colour(rng), paint(rng)))
         if rng.random() < 0.6:  # porch: steps, roof, posts
@@ -515,8 +602,12 @@ def building(rng, length, width):
     if floors > 1 and rng.random() < 0.5:  # balconies
         for floor in range(1, floors):
             x = rng.uniform(-0.3, 0.3) * length
-            b.box((x, -width / 2 - 0.5, floor * 3.1 + 0.5), (2.6, 1.0, 1.0), ('bars', 'bars', 'concrete'),
-                  (wall_colour(rng), dark(rng)))  # fmt: skip
+            b.box(
+                (x, -width / 2 - 0.5, floor * 3.1 + 0.5),
+                (2.6, 1.0, 1.0),
+                ('bars', 'bars', 'concrete'),
+                (wall_colour(rng), dark(rng)),
+            )
     return b.build('static.manmade')
 
 
@@ -645,12 +736,17 @@ def tree(rng):
     b.cone((0, 0, trunk / 2 + 0.4), radius, radius * 0.7, trunk + 1.0, 'bark', (bark, bark * 0.4))
     spread = rng.uniform(1.7, 2.8)
     b.ball((0, 0, trunk + spread * 0.55), (spread * 1.5, spread * 1.5, spread * 1.3), 'leaves', (bright, deep))
-    for k in range(int(rng.integers(3, 6))):
+    for _ in range(int(rng.integers(3, 6))):
         angle, reach = rng.uniform(0, 2 * np.pi), spread * rng.uniform(0.35, 0.6)
         size = spread * rng.uniform(0.7, 1.1, 3) * (1, 1, 0.8)
         tone = rng.uniform(0.8, 1.2)
-        b.ball((reach * np.cos(angle), reach * np.sin(angle), trunk + spread * rng.uniform(0.3, 0.95)), size, 'leaves',
-               (bright * tone, deep * tone), yaw=rng.uniform(0, 90))  # fmt: skip
+        b.ball(
+            (reach * np.cos(angle), reach * np.sin(angle), trunk + spread * rng.uniform(0.3, 0.95)),
+            size,
+            'leaves',
+            (bright * tone, deep * tone),
+            yaw=rng.uniform(0, 90),
+        )
     return b.build('static.vegetation')
 
 

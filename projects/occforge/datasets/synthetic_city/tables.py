@@ -1,6 +1,7 @@
 """The JSON tables of a nuScenes dataset: schema of https://www.nuscenes.org/nuscenes#data-format."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -25,8 +26,21 @@ ATTRIBUTES = {
     'pedestrian.moving': 'The human is moving.',
 }
 VISIBILITY = {'1': 'v0-40', '2': 'v40-60', '3': 'v60-80', '4': 'v80-100'}
-LAYERS = ('category', 'attribute', 'visibility', 'instance', 'sensor', 'calibrated_sensor', 'ego_pose', 'log', 'scene',
-          'sample', 'sample_data', 'sample_annotation', 'map')  # fmt: skip
+LAYERS = (
+    'category',
+    'attribute',
+    'visibility',
+    'instance',
+    'sensor',
+    'calibrated_sensor',
+    'ego_pose',
+    'log',
+    'scene',
+    'sample',
+    'sample_data',
+    'sample_annotation',
+    'map',
+)
 
 
 def token(text: str) -> str:
@@ -38,32 +52,47 @@ def scene_part(world: World, job, shift, description) -> dict:
     """Records of one scene that need its world: poses, instances, boxes. ``shift``: scene frame to map, metres."""
     rig, name = job.rig, f'{job.seed} {job.scene_name}'
     out = {table: [] for table in LAYERS}
-    out['log'] = [{'token': token(f'{name} log'), 'logfile': job.log_name, 'vehicle': rig.name,
-                   'date_captured': '2031-01-01', 'location': ''}]  # fmt: skip
+    out['log'] = [
+        {
+            'token': token(f'{name} log'),
+            'logfile': job.log_name,
+            'vehicle': rig.name,
+            'date_captured': '2031-01-01',
+            'location': '',
+        }
+    ]
     sensors = [(rig.lidar.name, 'lidar', None), *((c.name, 'camera', c) for c in rig.cameras)]
     for channel, _, camera in sensors:
         source = camera or rig.lidar
         intrinsic = scaled_intrinsic(camera, rig.image_size, job.image_size).tolist() if camera else []
-        out['calibrated_sensor'].append({
-            'token': token(f'{name} calibration {channel}'), 'sensor_token': token(f'sensor {channel}'),
-            'translation': source.translation.tolist(), 'rotation': source.rotation.tolist(),
-            'camera_intrinsic': intrinsic,
-        })  # fmt: skip
+        out['calibrated_sensor'].append(
+            {
+                'token': token(f'{name} calibration {channel}'),
+                'sensor_token': token(f'sensor {channel}'),
+                'translation': source.translation.tolist(),
+                'rotation': source.rotation.tolist(),
+                'camera_intrinsic': intrinsic,
+            }
+        )
 
     def add_pose(t, data_token):
         pose = world.ego.pose(t)
-        out['ego_pose'].append({
-            'token': data_token, 'timestamp': job.timestamp(t), 'rotation': matrix_quaternion(pose[:3, :3]).tolist(),
-            'translation': (pose[:3, 3] + np.append(shift, 0)).tolist(),
-        })  # fmt: skip
+        out['ego_pose'].append(
+            {
+                'token': data_token,
+                'timestamp': job.timestamp(t),
+                'rotation': matrix_quaternion(pose[:3, :3]).tolist(),
+                'translation': (pose[:3, 3] + np.append(shift, 0)).tolist(),
+            }
+        )
 
     def chain(records):
-        for before, after in zip(records, records[1:]):
+        for before, after in itertools.pairwise(records):
             before['next'], after['prev'] = after['token'], before['token']
         return records
 
     w, h = job.image_size
-    for channel, kind, camera in sensors:
+    for channel, _kind, camera in sensors:
         records = []
         if camera is None:
             shots = []
@@ -77,12 +106,22 @@ def scene_part(world: World, job, shift, description) -> dict:
                 job.key_lidar_tokens[frame] if camera is None and between == 0 else token(f'{name} {channel} {number}')
             )
             add_pose(t, key)
-            records.append({
-                'token': key, 'sample_token': job.sample_tokens[frame], 'ego_pose_token': key,
-                'calibrated_sensor_token': token(f'{name} calibration {channel}'), 'timestamp': job.timestamp(t),
-                'fileformat': 'jpg' if camera else 'pcd', 'is_key_frame': between == 0,
-                'height': h if camera else 0, 'width': w if camera else 0, 'filename': path, 'prev': '', 'next': '',
-            })  # fmt: skip
+            records.append(
+                {
+                    'token': key,
+                    'sample_token': job.sample_tokens[frame],
+                    'ego_pose_token': key,
+                    'calibrated_sensor_token': token(f'{name} calibration {channel}'),
+                    'timestamp': job.timestamp(t),
+                    'fileformat': 'jpg' if camera else 'pcd',
+                    'is_key_frame': between == 0,
+                    'height': h if camera else 0,
+                    'width': w if camera else 0,
+                    'filename': path,
+                    'prev': '',
+                    'next': '',
+                }
+            )
         out['sample_data'] += chain(records)
     samples = [
         {
@@ -95,11 +134,17 @@ def scene_part(world: World, job, shift, description) -> dict:
         for k, s in enumerate(job.sample_tokens)
     ]
     out['sample'] = chain(samples)
-    out['scene'] = [{
-        'token': job.scene_token, 'log_token': token(f'{name} log'), 'nbr_samples': job.keyframes,
-        'first_sample_token': job.sample_tokens[0], 'last_sample_token': job.sample_tokens[-1],
-        'name': job.scene_name, 'description': description,
-    }]  # fmt: skip
+    out['scene'] = [
+        {
+            'token': job.scene_token,
+            'log_token': token(f'{name} log'),
+            'nbr_samples': job.keyframes,
+            'first_sample_token': job.sample_tokens[0],
+            'last_sample_token': job.sample_tokens[-1],
+            'name': job.scene_name,
+            'description': description,
+        }
+    ]
     tracks = {}
     for frame in range(job.keyframes):
         t = frame * KEYFRAME_STEP
@@ -107,23 +152,34 @@ def scene_part(world: World, job, shift, description) -> dict:
         for agent, points, visibility in json.loads((job.state / f'{job.scene_name}_{frame:04d}.json').read_text()):
             x, y, z, length, width, height, yaw = boxes[agent]
             attribute = _attribute(world, agent, t)
-            tracks.setdefault(agent, []).append({
-                'token': token(f'{name} annotation {agent} {frame}'), 'sample_token': job.sample_tokens[frame],
-                'instance_token': token(f'{name} instance {agent}'), 'visibility_token': visibility,
-                'attribute_tokens': [token(f'attribute {attribute}')] if attribute else [],
-                'translation': [x + shift[0], y + shift[1], z], 'size': [width, length, height],
-                'rotation': [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))], 'prev': '', 'next': '',
-                'num_lidar_pts': points, 'num_radar_pts': 0,
-            })  # fmt: skip
+            tracks.setdefault(agent, []).append(
+                {
+                    'token': token(f'{name} annotation {agent} {frame}'),
+                    'sample_token': job.sample_tokens[frame],
+                    'instance_token': token(f'{name} instance {agent}'),
+                    'visibility_token': visibility,
+                    'attribute_tokens': [token(f'attribute {attribute}')] if attribute else [],
+                    'translation': [x + shift[0], y + shift[1], z],
+                    'size': [width, length, height],
+                    'rotation': [float(np.cos(yaw / 2)), 0.0, 0.0, float(np.sin(yaw / 2))],
+                    'prev': '',
+                    'next': '',
+                    'num_lidar_pts': points,
+                    'num_radar_pts': 0,
+                }
+            )
     for agent in sorted(tracks):
         records = chain(tracks[agent])
         out['sample_annotation'] += records
-        out['instance'].append({
-            'token': token(f'{name} instance {agent}'),
-            'category_token': token(f'category {world.agents[agent].model.category}'),
-            'nbr_annotations': len(records), 'first_annotation_token': records[0]['token'],
-            'last_annotation_token': records[-1]['token'],
-        })  # fmt: skip
+        out['instance'].append(
+            {
+                'token': token(f'{name} instance {agent}'),
+                'category_token': token(f'category {world.agents[agent].model.category}'),
+                'nbr_annotations': len(records),
+                'first_annotation_token': records[0]['token'],
+                'last_annotation_token': records[-1]['token'],
+            }
+        )
     return out
 
 
@@ -174,12 +230,19 @@ def write_tables(jobs, parts, locations, layers, edges) -> None:
             if place == location:
                 writer.add_scene(*layer)
         logs = [log['token'] for log in tables['log'] if log['location'] == location]
-        tables['map'].append({'category': 'semantic_prior', 'token': token(f'map {location}'),
-                              'filename': writer.write(root), 'log_tokens': logs})  # fmt: skip
+        tables['map'].append(
+            {
+                'category': 'semantic_prior',
+                'token': token(f'map {location}'),
+                'filename': writer.write(root),
+                'log_tokens': logs,
+            }
+        )
     lidarseg = [
         {'token': key, 'sample_data_token': key, 'filename': f'lidarseg/{version}/{key}_lidarseg.bin'}
-        for job in jobs for key in job.key_lidar_tokens
-    ]  # fmt: skip
+        for job in jobs
+        for key in job.key_lidar_tokens
+    ]
     for name, records in {**tables, 'lidarseg': lidarseg}.items():
         with atomic_write(root / version / f'{name}.json', 'w') as file:
             json.dump(records, file, indent=0)

@@ -115,9 +115,9 @@ class Town:
         return np.linalg.norm(self.near - np.asarray(xy), axis=1).min()
 
     def _footprint(self, model, x, y, yaw, margin=0.1):
-        l, w = model.size[0] / 2 + margin, model.size[1] / 2 + margin
+        a, b = model.size[0] / 2 + margin, model.size[1] / 2 + margin
         c, s = np.cos(yaw), np.sin(yaw)
-        corners = np.array([(l, w), (-l, w), (-l, -w), (l, -w)]) + model.offset[:2]
+        corners = np.array([(a, b), (-a, b), (-a, -b), (a, -b)]) + model.offset[:2]
         return np.stack([x + c * corners[:, 0] - s * corners[:, 1], y + s * corners[:, 0] + c * corners[:, 1]], 1)
 
     def _claim(self, polygon, only=None, test=True) -> bool:
@@ -351,7 +351,7 @@ class Town:
             )
         for end in (s, s + length):
             put(make.barrier(rng, style), end, middle, np.radians(rng.normal(0, 6)), margin=-0.05)
-        for k in range(int(rng.integers(6, 11))):
+        for _k in range(int(rng.integers(6, 11))):
             at = s + length / 2 + rng.uniform(-0.7, 0.7) * length
             d = strip[0] + rng.choice([-0.45, 0.35, 1.2, 2.2]) + rng.normal(0, 0.15)
             put(make.traffic_cone(rng), at, d, rng.uniform(0, 1.5), margin=0.05)

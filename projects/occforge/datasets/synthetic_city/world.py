@@ -83,8 +83,8 @@ class World:
         for number in np.flatnonzero(self.size[: self.still, :2].max(1) > 5):  # buildings rest on their lowest corner
             if self.agents[number].model.category == 'static.manmade':
                 x, y, yaw = place[number]
-                l, w = self.size[number, :2] / 2
-                corners = np.array([(l, w), (-l, w), (-l, -w), (l, -w)])
+                a, b = self.size[number, :2] / 2
+                corners = np.array([(a, b), (-a, b), (-a, -b), (a, -b)])
                 turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
                 self._still_place[number, 2] = self.layout.height_at(corners @ turn + (x, y)).min()
         self._still_rows = self._rows(self._still_place, 0, self.split)
