@@ -24,6 +24,8 @@ Item of a v2 list, the keys that this project uses (poses are 4x4, metres; times
 ``data_prefix`` adds the folder), all other paths are relative to the data root.
 """
 
+import contextlib
+import gc
 import io
 import os
 import pickle
@@ -128,6 +130,18 @@ class DataUnpickler(pickle.Unpickler):
             raise _RefusedError(f'{module}.{name}') from None
 
 
+@contextlib.contextmanager
+def _no_gc():
+    """Millions of small new lists make the cycle collector run over and over: most of the time of a load."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def load_pickle(path: str | os.PathLike):
     """Load a pickle of plain data.
 
@@ -149,7 +163,8 @@ def load_pickle(path: str | os.PathLike):
     if not content:
         raise DataError(f'{path}: the file is empty; expected a pickled info file')
     try:
-        return DataUnpickler(io.BytesIO(content)).load()
+        with _no_gc():
+            return DataUnpickler(io.BytesIO(content)).load()
     except _RefusedError as error:
         raise DataError(
             f'{path}: refused, because it asks for the global {error}; info files hold containers, numbers, text and '
@@ -243,15 +258,16 @@ def load_infos(path: str | os.PathLike) -> tuple[dict, list[dict]]:
     if not isinstance(items, (list, tuple)) or not isinstance(metainfo, Mapping):
         raise DataError(f'{path}: the list of samples must be a list and the metadata a dict')
     data_list = []
-    for index, item in enumerate(items):
-        if not isinstance(item, Mapping):
-            raise DataError(f'{path}: item {index} is a {type(item).__name__}; expected a dict')
-        try:
-            data_list.append(convert(dict(item), index))
-        except KeyError as error:
-            raise DataError(f'{path}: item {index} has no field {error.args[0]!r}') from error
-        except (ValueError, TypeError, AttributeError, IndexError, np.linalg.LinAlgError) as error:
-            raise DataError(f'{path}: item {index} (token {item.get("token")!r}): {error}') from error
+    with _no_gc():
+        for index, item in enumerate(items):
+            if not isinstance(item, Mapping):
+                raise DataError(f'{path}: item {index} is a {type(item).__name__}; expected a dict')
+            try:
+                data_list.append(convert(dict(item), index))
+            except KeyError as error:
+                raise DataError(f'{path}: item {index} has no field {error.args[0]!r}') from error
+            except (ValueError, TypeError, AttributeError, IndexError, np.linalg.LinAlgError) as error:
+                raise DataError(f'{path}: item {index} (token {item.get("token")!r}): {error}') from error
     if data_list and not all(item.get('scene_token') for item in data_list):
         warnings.warn(
             f'{path}: has no scene tokens, so every frame stands alone; tools/create_data.py writes them',
