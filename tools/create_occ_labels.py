@@ -63,7 +63,7 @@ def parse_args(argv=None):
         '--mask-frames',
         choices=('scene', 'key'),
         default='scene',
-        help="beams of the LiDAR mask: the scene's, or the key frame's own (default: %(default)s)",
+        help="beams of the LiDAR mask: those of the scene's key frames, or the key frame's own (default: %(default)s)",
     )
     grid.add_argument('--min-points', type=positive, default=1, help='points that fill a voxel (default: %(default)s)')
     grid.add_argument('--fill-ground', type=int, metavar='N', help='close gaps in the ground up to N voxels wide')

@@ -9,7 +9,7 @@ For a scene:
    a class. Without lidarseg a point on an object has the class of its box, any other point a background class.
 4. For each key frame both are put into the ego frame of its LiDAR time, objects where their boxes are now, and each
    voxel takes the class of most of its points.
-5. LiDAR mask: cells that a beam of the scene crossed or ended in. Camera mask: cells of the LiDAR mask that a camera
+5. LiDAR mask: cells that a beam of a key frame crossed or ended in, and all that were hit. Camera mask: cells of the LiDAR mask that a camera
    ray reaches before anything occupied.
 
 The idea of accumulating sweeps and of the two masks follows Tian et al., "Occ3D: A Large-Scale 3D Occupancy Prediction
@@ -61,8 +61,8 @@ class LabelSettings(NamedTuple):
         box_margin: metres by which boxes grow on each side before points are sought in them.
         min_points: points that make a voxel occupied.
         fill_ground: gaps in the ground of up to so many voxels are closed (0: none). They stay outside the masks.
-        mask_frames: beams that count for the LiDAR mask: 'key' (the key frame's own), 'scene' (all key frames' and the
-            sweeps').
+        mask_frames: what counts for the LiDAR mask: 'scene' (the beams of all its key frames, and whatever was hit by
+            any sweep), or 'key' (the key frame's own beams).
         camera_step: pixels between two camera rays.
     """
 
@@ -303,8 +303,7 @@ class SceneClouds(NamedTuple):
         static: points of the static world, world frame.
         objects: per instance token the object's points in the frame of its box.
         tracks: per instance token its boxes.
-        rays: per frame ``(key index or None, origin (3,), ends (P, 3))``, world frame; the ends on objects are only
-            kept for key frames.
+        rays: per key frame ``(index, origin (3,), ends (P, 3))``, world frame.
     """
 
     static: _Cloud
@@ -367,8 +366,8 @@ def accumulate(items: list[dict], root: str, settings: LabelSettings) -> SceneCl
                 objects[token].append(_Cloud(local[inside], own))
                 is_static[chosen] = False
         static.append(_Cloud(points[is_static], labels[is_static]))
-        ends = points if frame.key is not None else points[is_static]
-        rays.append((frame.key, frame.lidar2global[:3, 3], ends.astype(np.float32)))
+        if frame.key is not None:
+            rays.append((frame.key, frame.lidar2global[:3, 3], points))
     cloud = _thin(_join(static), 0.1)
     if any_seg:
         cloud = _label_from_neighbours(cloud)
@@ -484,7 +483,7 @@ def _lidar_mask(semantics, key, clouds, ego2global, settings):
         if np.linalg.norm(origin - ego2global[:3, 3]) > 2 * reach:
             continue
         start = (origin - ego2global[:3, 3]) @ ego2global[:3, :3]
-        targets = (ends.astype(np.float64) - ego2global[:3, 3]) @ ego2global[:3, :3]
+        targets = (ends - ego2global[:3, 3]) @ ego2global[:3, :3]
         cells = observed_cells(
             grid,
             torch.from_numpy(np.broadcast_to(start, targets.shape).copy()),
