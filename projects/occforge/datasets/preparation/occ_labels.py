@@ -9,8 +9,8 @@ For a scene:
    a class. Without lidarseg a point on an object has the class of its box, any other point a background class.
 4. For each key frame both are put into the ego frame of its LiDAR time, objects where their boxes are now, and each
    voxel takes the class of most of its points.
-5. LiDAR mask: cells that a beam of a key frame crossed or ended in, and all that were hit. Camera mask: cells of the LiDAR mask that a camera
-   ray reaches before anything occupied.
+5. LiDAR mask: cells that a beam of a key frame crossed or ended in, and all that were hit. Camera mask: cells of the
+   LiDAR mask that a camera ray reaches before anything occupied.
 
 The idea of accumulating sweeps and of the two masks follows Tian et al., "Occ3D: A Large-Scale 3D Occupancy Prediction
 Benchmark for Autonomous Driving", NeurIPS 2023.
