@@ -68,7 +68,8 @@ def config_overrides(data_root, seed, extra=()) -> list:
     """--cfg-options that point a config at a city and a seed; only what differs from the default."""
     options = []
     if os.path.normpath(data_root) != os.path.normpath('data/synthetic_city'):
-        options.append(f'data_root={data_root}')
+        loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+        options += [f'{loader}.dataset.data_root={data_root}' for loader in loaders]
     if seed:
         options.append(f'randomness.seed={seed}')
     options += extra
