@@ -27,7 +27,7 @@ def cli_errors(*also: type[BaseException]) -> Iterator[None]:
     except (DataError, ConfigError, *also) as error:
         if os.environ.get('OCCFORGE_TRACEBACK') == '1':
             raise
-        _exit(str(error))
+        _exit(_own_words(error))
     except OSError as error:
         if error.filename is None or os.environ.get('OCCFORGE_TRACEBACK') == '1':
             raise
@@ -35,6 +35,15 @@ def cli_errors(*also: type[BaseException]) -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write('interrupted\n')
         sys.exit(130)
+
+
+def _own_words(error: BaseException) -> str:
+    """The message without the traceback that torch's DataLoader puts around an error of a worker process."""
+    message = str(error)
+    if message.startswith('Caught ') and 'Original Traceback' in message:
+        _, found, tail = message.rpartition(f'{type(error).__name__}: ')
+        message = tail if found else message
+    return message
 
 
 def _exit(message: str) -> None:

@@ -6,7 +6,7 @@ from mmdet3d.registry import TRANSFORMS
 
 from occforge.errors import ConfigError
 
-from .common import get_points
+from .common import own_points
 from .loading import flip_labels
 
 
@@ -80,8 +80,11 @@ class BEVAug(BaseTransform):
         if results.get('points') is not None:
             if results.get('points_frame') != 'ego':
                 raise ConfigError('BEVAug: the points are in the LiDAR frame, put PointsLidarToEgo before it')
-            points = get_points(results).copy()
-            points[:, :3] = points[:, :3] @ results['bda'].T
+            points = own_points(results)
+            if self.flips_only:
+                points[:, :2] *= np.diag(results['bda'])[:2]
+            else:
+                points[:, :3] = points[:, :3] @ results['bda'].T
             results['points'] = points
         if results.get('gt_bboxes_3d') is not None:
             results['gt_bboxes_3d'] = bda_boxes(results['gt_bboxes_3d'], rotate, scale, flip_dx, flip_dy)

@@ -96,8 +96,8 @@ def read_points(path, load_dim: int = 5, nonfinite: str = 'error') -> np.ndarray
             f'(load_dim={load_dim} float32 values a point)'
         )
     points = np.frombuffer(content, dtype='<f4').reshape(-1, load_dim)
-    finite = np.isfinite(points).all(axis=1)
-    if not finite.all():
+    if not np.isfinite(points).all():
+        finite = np.isfinite(points).all(axis=1)
         bad = len(points) - int(finite.sum())
         if nonfinite == 'error' or bad == len(points):
             raise DataError(f'{path}: point file: {bad} of {len(points)} points hold NaN or infinity')
@@ -116,6 +116,12 @@ def get_points(results: dict) -> np.ndarray:
     points = np.asarray(getattr(points, 'tensor', points), dtype=np.float32)
     results.setdefault('key_points', points)
     return points
+
+
+def own_points(results: dict) -> np.ndarray:
+    """``get_points`` as an array that may be written to: the key cloud keeps its values."""
+    points = get_points(results)
+    return points.copy() if np.shares_memory(points, results['key_points']) else points
 
 
 def key_points(results: dict) -> np.ndarray:

@@ -88,6 +88,7 @@ class PointToMultiViewDepth(BaseTransform):
         if size[0] % self.downsample or size[1] % self.downsample:
             raise ConfigError(f'PointToMultiViewDepth: input size {size} is no multiple of {self.downsample}')
         points = key_points(results)
+        xyz = np.ascontiguousarray(points[:, :3])
         labels = results.get('key_point_labels')
         if self.with_segs:
             if labels is None:
@@ -104,9 +105,10 @@ class PointToMultiViewDepth(BaseTransform):
             lidar2cam = np.linalg.inv(ego2global @ cam2ego) @ lidar_ego2global @ lidar2ego
             # the product is small again, so float32 loses nothing from here on
             lidar2img = (cam2img @ lidar2cam[:3]).astype(np.float32)
-            uvd = points[:, :3] @ lidar2img[:, :3].T + lidar2img[:, 3]
-            index = np.flatnonzero((uvd[:, 2] >= self.depth_range[0]) & (uvd[:, 2] < self.depth_range[1]))
-            uvd = uvd[index]
+            depth = xyz @ lidar2img[2, :3] + lidar2img[2, 3]
+            index = np.flatnonzero((depth >= self.depth_range[0]) & (depth < self.depth_range[1]))
+            uvd = xyz[index] @ lidar2img[:, :3].T + lidar2img[:, 3]
+            uvd[:, 2] = depth[index]
             uvd[:, :2] /= uvd[:, 2:]
             rot, tran = results['post_rots'][0, n], results['post_trans'][0, n]
             uvd[:, :2] = uvd[:, :2] @ rot[:2, :2].T + tran[:2]

@@ -9,7 +9,7 @@ from mmdet3d.registry import TRANSFORMS
 from occforge.errors import ConfigError
 
 from ..occ3d import POINT_CLOUD_RANGE
-from .common import get_points, lidar_matrices
+from .common import get_points, lidar_matrices, own_points
 
 
 @TRANSFORMS.register_module()
@@ -53,7 +53,7 @@ class PointsLidarToEgo(BaseTransform):
     """Moves ``points`` from the LiDAR frame to the key frame's ego frame (LiDAR time; the frame of the labels)."""
 
     def transform(self, results: dict) -> dict:
-        points = get_points(results).copy()
+        points = own_points(results)
         lidar2ego = lidar_matrices(results)[0].astype(np.float32)
         points[:, :3] = points[:, :3] @ lidar2ego[:3, :3].T + lidar2ego[:3, 3]
         results['points'] = points
@@ -79,6 +79,9 @@ class EgoPointsRangeFilter(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         points = get_points(results)
-        xyz = points[:, :3]
-        results['points'] = points[((xyz > self.lower) & (xyz < self.upper)).all(axis=1)]
+        keep = np.ones(len(points), dtype=bool)
+        for axis in range(3):
+            column = np.ascontiguousarray(points[:, axis])
+            keep &= (column > self.lower[axis]) & (column < self.upper[axis])
+        results['points'] = points[keep]
         return results
