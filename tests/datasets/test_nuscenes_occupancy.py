@@ -1,5 +1,6 @@
 """The dataset: order, adjacency, seeds, and what bad samples do."""
 
+import copy
 import os
 import pickle
 import zipfile
@@ -139,7 +140,7 @@ def test_test_data_do_not_change_with_the_epoch(world):
 
 @pytest.mark.parametrize('workers', [1, 2])
 def test_the_epoch_reaches_persistent_workers(world, workers):
-    data, plain = dataset(world), dataset(world)
+    data, plain = copy.deepcopy(dataset(world)), dataset(world)  # mmengine's Runner copies data sets
     loader = DataLoader(
         data,
         batch_size=2,

@@ -1,11 +1,12 @@
-"""The epoch that a dataset's workers see, under both of mmengine's loops."""
+"""The epoch that a dataset's workers see, under both kinds of loop."""
 
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from occforge.datasets.shared import SharedIntegers
 from occforge.engine.hooks import OutputFolderHook, SampleSeedHook
+from occforge.engine.runner import OccRunner
 from torch.utils.data import ConcatDataset, Dataset
 
 
@@ -16,13 +17,13 @@ class Clocked(Dataset):
     skipped = [1]
 
     def __init__(self):
-        self.clock = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self.clock = SharedIntegers([0, 0])
 
     def __len__(self):
         return 4
 
     def __getitem__(self, index):
-        return torch.tensor([index, *self.clock.tolist()])
+        return torch.tensor([index, self.clock[0], self.clock[1]])
 
     def set_epoch(self, epoch):
         self.clock[0] = epoch
@@ -70,7 +71,7 @@ def run(tmp_path, train_cfg, dataset):
         collate_fn=dict(type='pseudo_collate'),
     )
     model = Recorder()
-    runner = Runner(
+    runner = OccRunner(
         model,
         work_dir=str(tmp_path),
         train_dataloader=loader,

@@ -4,14 +4,15 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from mmdet3d.registry import DATASETS, TRANSFORMS
 from mmengine.dataset import BaseDataset, force_full_init
 from mmengine.logging import print_log
 
 from occforge.errors import ConfigError, DataError
 
+from .info_files import load_infos
 from .occ3d import CLASS_NAMES, PALETTE
+from .shared import SharedIntegers
 
 CAMERA_NAMES = ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT')
 
@@ -88,10 +89,9 @@ class NuScenesOccDataset(BaseDataset):
         self.tolerance = tolerance
         self.max_bad_fraction = max_bad_fraction
         self.seed = seed
-        # Read by worker processes at every sample, written by set_epoch in the process of the training loop:
-        # persistent workers hold a copy of the dataset, so a plain attribute would never change there.
-        self._clock = torch.tensor([0, seed or 0]).share_memory_()
-        self._bad = torch.zeros(0, dtype=torch.uint8)
+        # read by worker processes at every sample, written by set_epoch in the process of the training loop
+        self._clock = SharedIntegers([0, seed or 0])
+        self._bad = SharedIntegers([])
         folders = dict(pts='samples/LIDAR_TOP', sweeps='sweeps/LIDAR_TOP', pts_semantic_mask='')
         folders.update({name: f'samples/{name}' for name in self.camera_names})
         folders.update(data_prefix or {})
@@ -107,8 +107,6 @@ class NuScenesOccDataset(BaseDataset):
 
     # ------------------------------------------------------------------------------------------- reading infos
     def load_data_list(self) -> list[dict]:
-        from .info_files import load_infos
-
         metainfo, data_list = load_infos(self.ann_file)
         for key, value in metainfo.items():
             self._metainfo.setdefault(key, value)
@@ -164,7 +162,7 @@ class NuScenesOccDataset(BaseDataset):
         info['camera_names'] = self.camera_names
         info['test_mode'] = self.test_mode
         # The test set is the same in every epoch.
-        epoch, seed = (int(value) for value in self._clock)
+        epoch, seed = self._clock[0], self._clock[1]
         seeds = np.random.SeedSequence([seed, 0 if self.test_mode else epoch, idx])
         info['sample_seed'] = int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1))
         info['rng'] = np.random.default_rng(seeds)
@@ -192,12 +190,12 @@ class NuScenesOccDataset(BaseDataset):
     def set_seed(self, seed: int) -> None:
         """Sets the run's seed, where the config gives the dataset none of its own."""
         if self.seed is None:
-            self._clock[1] = int(seed)
+            self._clock[1] = seed
 
     @property
     def skipped(self) -> list[int]:
         """Indices of the samples that this process and its workers have skipped so far (tolerant mode)."""
-        return torch.nonzero(self._bad).flatten().tolist()
+        return self._bad.nonzero()
 
     def full_init(self):
         if not self._fully_initialized:
@@ -208,14 +206,9 @@ class NuScenesOccDataset(BaseDataset):
         super().get_subset_(indices)
         self._reset_shared()
 
-    def _copy_without_annotation(self, memo=None):
-        copied = super()._copy_without_annotation({} if memo is None else memo)
-        copied._clock = self._clock.clone().share_memory_()
-        return copied
-
     def _reset_shared(self):
-        # one byte a sample, so that workers never write the same number
-        self._bad = torch.zeros(len(self), dtype=torch.uint8).share_memory_()
+        # one number a sample, so that no two workers count into the same one
+        self._bad = SharedIntegers([0] * len(self))
 
     def __getitem__(self, idx: int) -> dict:
         if not self._fully_initialized:
@@ -239,7 +232,7 @@ class NuScenesOccDataset(BaseDataset):
 
     def _note_bad(self, idx: int, error: DataError) -> None:
         self._bad[idx] = 1
-        count, limit = int(self._bad.sum()), self.max_bad_fraction * len(self)
+        count, limit = len(self.skipped), self.max_bad_fraction * len(self)
         summary = f'{count} of {len(self)} samples skipped so far'
         if count > limit:
             raise DataError(
