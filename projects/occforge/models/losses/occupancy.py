@@ -282,7 +282,7 @@ class OccupancyLoss(nn.Module):
             total = counts.sum() if self.class_weight is None else (counts * self.class_weight.double()).sum()
             if masked:
                 total = total + torch.finfo(torch.float32).eps
-            normaliser = reduce_mean_count(total, minimum=torch.finfo(torch.float32).tiny)
+            normaliser = reduce_mean_count(total, minimum=torch.finfo(torch.float32).tiny).to(loss.dtype)
             losses = dict(loss_occ=self.loss_weight * loss.sum() / normaliser)
             if self.lovasz_weight:
                 losses['loss_lovasz'] = self.lovasz_weight * self._lovasz(log_probability, targets)

@@ -1,6 +1,5 @@
 """Brings an encoded volume to a finer grid, beside features that already live there."""
 
-from mmcv.cnn import build_norm_layer
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
@@ -9,35 +8,38 @@ from torch.nn.functional import interpolate, linear
 
 @MODELS.register_module()
 class SkipUpsample3D(BaseModule):
-    """``relu(norm(up(A coarse) + S skip))`` with 1x1x1 convolutions A and S and trilinear interpolation ``up``.
+    """``up(A coarse) + S skip`` with 1x1x1 convolutions A and S and trilinear interpolation ``up``.
 
     A small model can so encode at twice the voxel size (an eighth of the work) and still answer on the label grid.
+    There is neither norm nor activation: on the fine grid every pass over memory counts, and a convolution follows.
 
     Args:
         in_channels: of the coarse volume.
-        skip_channels: of the volume on the fine grid, 0 where there is none.
+        skip_channels: of the volume on the fine grid, 0 where there is none. S is left out where it equals
+            ``out_channels``.
         out_channels: of the output.
         scale_factor: fine voxels per coarse voxel along each axis.
-        norm_cfg: norm layer.
 
     ``forward`` takes (B, in_channels, Z, Y, X) and (B, skip_channels, sZ, sY, sX) or None, and returns
     (B, out_channels, sZ, sY, sX). Both grids cover the same range, so voxel centres, not corners, are aligned.
     """
 
-    def __init__(self, in_channels, skip_channels, out_channels, scale_factor=2, norm_cfg=None, init_cfg=None):
+    def __init__(self, in_channels, skip_channels, out_channels, scale_factor=2, init_cfg=None):
         super().__init__(init_cfg)
+        self.skip_channels = skip_channels
         self.scale_factor = scale_factor
-        self.coarse = nn.Linear(in_channels, out_channels, bias=False)
-        self.skip = nn.Linear(skip_channels, out_channels, bias=False) if skip_channels else None
-        self.norm = build_norm_layer(norm_cfg or dict(type='BN3d'), out_channels)[1]
-        self.relu = nn.ReLU(inplace=True)
+        self.coarse = nn.Linear(in_channels, out_channels)
+        project = skip_channels not in (0, out_channels)
+        self.skip = nn.Linear(skip_channels, out_channels, bias=False) if project else None
 
     def forward(self, coarse, skip=None):
-        if (skip is None) != (self.skip is None):
+        if (skip is None) != (self.skip_channels == 0):
             raise ValueError('SkipUpsample3D: skip features given and skip_channels 0, or the other way round')
         # channels-last products before the interpolation: linear maps commute with it
-        x = linear(coarse.permute(0, 2, 3, 4, 1), self.coarse.weight).permute(0, 4, 1, 2, 3)
+        x = linear(coarse.permute(0, 2, 3, 4, 1), self.coarse.weight, self.coarse.bias).permute(0, 4, 1, 2, 3)
         x = interpolate(x, scale_factor=self.scale_factor, mode='trilinear', align_corners=False)
-        if skip is not None:
-            x = x + linear(skip.permute(0, 2, 3, 4, 1), self.skip.weight).permute(0, 4, 1, 2, 3)
-        return self.relu(self.norm(x))
+        if skip is None:
+            return x
+        if self.skip is not None:
+            skip = linear(skip.permute(0, 2, 3, 4, 1), self.skip.weight).permute(0, 4, 1, 2, 3)
+        return x + skip
