@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,3 +303,43 @@ def test_a_hostile_label_file_runs_nothing(tmp_path):
     with pytest.raises(DataError, match='semantics'):
         dataset(tmp_path)[0]
     assert not (tmp_path / 'pwned').exists()
+
+
+# --------------------------------------------------------------------------------------------------- real data
+def test_real_key_frame_projects_as_its_info_file_says(tmp_path):
+    """The depth maps, made through ego poses, against the file's own LiDAR-to-camera matrices."""
+    root = os.environ.get('OCCFORGE_REAL_DATA')
+    if not root:
+        pytest.skip('OCCFORGE_REAL_DATA is not set')
+    source = Path(root) / 'nuscenes_keyframe'
+    info_file = next(source.glob('*.pkl'))
+    for file in source.iterdir():
+        channel = file.name.split('__')[1] if '__' in file.name else ''
+        if channel:
+            (tmp_path / 'samples' / channel).mkdir(parents=True)
+            (tmp_path / 'samples' / channel / file.name).symlink_to(file)
+    pipeline = [
+        dict(type='PrepareImageInputs', data_config=dict(input_size=(900, 1600), src_size=(900, 1600))),
+        dict(type='LoadLidarPoints'),
+        dict(type='PointToMultiViewDepth', grid_config=dict(depth=(1.0, 45.0, 0.5))),
+        dict(type='PackOccInputs', input_keys=('key_points',)),
+    ]
+    data = NuScenesOccDataset(str(info_file), data_root=str(tmp_path), pipeline=pipeline)
+    assert len(data) == 1
+    info, inputs = data.get_data_info(0), data[0]['inputs']
+    assert inputs['imgs'].shape == (1, 6, 900, 1600, 3) and len(inputs['key_points']) == 34688
+    xyz = inputs['key_points'].numpy()[:, :3].astype(float)
+    for n, name in enumerate(info['camera_names']):
+        lidar2cam = np.array(info['images'][name]['lidar2cam'])
+        in_camera = xyz @ lidar2cam[:3, :3].T + lidar2cam[:3, 3]
+        pixels = in_camera @ np.array(info['images'][name]['cam2img'])[:3, :3].T
+        pixels = pixels[(pixels[:, 2] > 1.0) & (pixels[:, 2] < 45)]
+        columns, rows = np.rint(pixels[:, :2] / pixels[:, 2:]).astype(int).T
+        inside = (columns >= 0) & (columns < 1600) & (rows >= 0) & (rows < 900)
+        expected = np.full((900, 1600), np.inf)
+        np.minimum.at(expected, (rows[inside], columns[inside]), pixels[inside, 2])
+        ours = inputs['sparse_depth'][n].numpy()
+        both = np.isfinite(expected) & (ours > 0)
+        # rounding puts a few points into the next pixel
+        assert both.sum() > 0.98 * np.isfinite(expected).sum() > 1000, name
+        assert np.abs(ours[both] - expected[both]).max() < 0.5 and np.abs(ours[both] - expected[both]).mean() < 1e-3
