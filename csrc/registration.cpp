@@ -21,4 +21,18 @@ TORCH_LIBRARY(occforge, m) {
   m.def(
       "frustum_pool_backward(Tensor grad, Tensor depth, Tensor feat, Tensor voxel, Tensor point, Tensor offset, "
       "int[] size) -> (Tensor grad_depth, Tensor grad_feat)");
+
+  // Sparse convolution (voxel/sparse_conv_*)
+  m.def(
+      "sparse_sites(Tensor coords, int[] out_shape, int[] kernel, int[] stride, int[] padding, int[] dilation, "
+      "bool transposed) -> Tensor");
+  m.def(
+      "sparse_map(Tensor coords, Tensor out_coords, int[] spatial_shape, int[] kernel, int[] stride, int[] padding, "
+      "int[] dilation, bool transposed) -> Tensor");
+  m.def("sparse_transpose_map(Tensor index, SymInt num_in) -> Tensor");
+  m.def("sparse_conv(Tensor features, Tensor weight, Tensor index, Tensor? index_t=None) -> Tensor");
+  m.def("sparse_conv_weight(Tensor features, Tensor grad, Tensor index, Tensor? index_t=None) -> Tensor");
+  m.def("sparse_sum_pool(Tensor features, Tensor index, Tensor? index_t=None) -> Tensor");
+  m.def("sparse_max_pool(Tensor features, Tensor index, Tensor? index_t=None) -> (Tensor, Tensor)");
+  m.def("sparse_max_pool_backward(Tensor grad, Tensor winner, Tensor index_t) -> Tensor");
 }

@@ -212,6 +212,17 @@ def test_empty_samples(kept):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    net, x = network().train(), make(dtype=torch.float32, grad=True)
+    expected = net(x).dense()
+    with torch.autocast('cpu', dtype):
+        volume = net(x).dense()
+    torch.testing.assert_close(volume.float(), expected, rtol=0.05, atol=0.05)
+    volume.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in [*net.parameters(), x.features])
+
+
 @pytest.mark.parametrize('voxels', [0, 1])
 def test_training_with_hardly_a_voxel(voxels):
     net = network().train()

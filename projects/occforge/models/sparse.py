@@ -59,6 +59,9 @@ class Neighbours:
 
     def transposed(self) -> Tensor:
         """The map from input voxels to output rows, (K, V_in); made once."""
+        kind, kernel, *_ = self.geometry
+        if self._index_t is None and kind == 'subm' and all(k % 2 for k in kernel):
+            self._index_t = self.index.flip(0)  # if o sees i under a tap, i sees o under the opposite one
         if self._index_t is None:
             self._index_t = transpose_map(self.index, len(self.coords_in))
         return self._index_t
@@ -274,22 +277,12 @@ class _SparseConvolution(SparseModule):
         return x.replace_feature(F.linear(x.features, self.weight.flatten(1), self.bias))
 
     def _convolve(self, x: SparseTensor, index: Tensor, index_t: Tensor | None) -> Tensor:
-        features, weight = _common_dtype(x.features, self.weight)
-        out = sparse_conv(features, weight.flatten(1, 3), index, index_t)
+        dtype = torch.promote_types(x.features.dtype, self.weight.dtype)  # they differ under autocast
+        out = sparse_conv(x.features.to(dtype), self.weight.flatten(1, 3).to(dtype), index, index_t)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def _needs_reverse(self, x: SparseTensor) -> bool:
         return torch.is_grad_enabled() and x.features.requires_grad
-
-
-def _common_dtype(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Under autocast its dtype, where the device gains by it; else the wider of the two."""
-    device = features.device.type
-    if torch.is_autocast_enabled(device) and device != 'cpu' and features.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-    else:
-        dtype = torch.promote_types(features.dtype, weight.dtype)
-    return features.to(dtype), weight.to(dtype)
 
 
 def _neighbours(x: SparseTensor, key: str | None, geometry: tuple) -> Neighbours:

@@ -17,6 +17,14 @@ _OPERATORS = (
     'observed_cells',
     'scene_bvh',
     'scene_cast',
+    'sparse_conv',
+    'sparse_conv_weight',
+    'sparse_map',
+    'sparse_max_pool',
+    'sparse_max_pool_backward',
+    'sparse_sites',
+    'sparse_sum_pool',
+    'sparse_transpose_map',
 )
 
 

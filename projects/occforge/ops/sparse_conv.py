@@ -16,14 +16,13 @@ Source: Graham, Engelcke, van der Maaten, "3D Semantic Segmentation with Submani
 CVPR 2018; Yan, Mao, Li, "SECOND: Sparsely Embedded Convolutional Detection", Sensors 2018.
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._backend import has_extension
+from ._backend import has_extension, use_extension
 
 Triple = tuple[int, int, int]
 
@@ -182,107 +181,6 @@ def sparse_max_pool_reference(features: Tensor, index: Tensor) -> Tensor:
     return torch.where((index >= 0).any(0)[:, None], picked, 0)
 
 
-@functools.lru_cache(maxsize=1)
-def _register() -> bool:
-    """Gives the compiled operators their fake kernels and gradients; False where there is no extension."""
-    if not has_extension():
-        return False
-    library, ops = torch.library, torch.ops.occforge
-
-    @library.register_fake('occforge::sparse_sites')
-    def _(coords, out_shape, kernel, stride, padding, dilation, transposed):
-        return coords.new_empty(library.get_ctx().new_dynamic_size(), 4)
-
-    @library.register_fake('occforge::sparse_map')
-    def _(coords, out_coords, spatial_shape, kernel, stride, padding, dilation, transposed):
-        return coords.new_empty(kernel[0] * kernel[1] * kernel[2], out_coords.shape[0])
-
-    @library.register_fake('occforge::sparse_transpose_map')
-    def _(index, num_in):
-        return index.new_empty(index.shape[0], num_in)
-
-    @library.register_fake('occforge::sparse_conv')
-    def _(features, weight, index, index_t=None):
-        return features.new_empty(index.shape[1], weight.shape[0])
-
-    @library.register_fake('occforge::sparse_conv_weight')
-    def _(features, grad, index, index_t=None):
-        return features.new_empty(grad.shape[1], index.shape[0], features.shape[1])
-
-    @library.register_fake('occforge::sparse_sum_pool')
-    def _(features, index, index_t=None):
-        return features.new_empty(index.shape[1], features.shape[1])
-
-    @library.register_fake('occforge::sparse_max_pool')
-    def _(features, index, index_t=None):
-        shape = index.shape[1], features.shape[1]
-        return features.new_empty(shape), index.new_empty(shape)
-
-    @library.register_fake('occforge::sparse_max_pool_backward')
-    def _(grad, winner, index_t):
-        return grad.new_empty(index_t.shape[1], grad.shape[1])
-
-    def reverse(index, index_t, num_in):
-        return ops.sparse_transpose_map(index, num_in) if index_t is None else index_t
-
-    def save_conv(ctx, inputs, output):
-        first, second, index, index_t = inputs
-        ctx.save_for_backward(first, second, index, index_t)
-
-    def conv_backward(ctx, grad):
-        features, weight, index, index_t = ctx.saved_tensors
-        index_t = reverse(index, index_t, features.shape[0])
-        grad_features = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_features = ops.sparse_conv(grad, weight.permute(2, 1, 0), index_t, index)
-        if ctx.needs_input_grad[1]:
-            grad_weight = ops.sparse_conv_weight(features, grad, index, index_t)
-        return grad_features, grad_weight, None, None
-
-    def weight_backward(ctx, outer):
-        features, grad, index, index_t = ctx.saved_tensors
-        index_t = reverse(index, index_t, features.shape[0])
-        grad_features = grad_grad = None
-        if ctx.needs_input_grad[0]:
-            grad_features = ops.sparse_conv(grad, outer.permute(2, 1, 0), index_t, index)
-        if ctx.needs_input_grad[1]:
-            grad_grad = ops.sparse_conv(features, outer, index, index_t)
-        return grad_features, grad_grad, None, None
-
-    library.register_autograd('occforge::sparse_conv', conv_backward, setup_context=save_conv)
-    library.register_autograd('occforge::sparse_conv_weight', weight_backward, setup_context=save_conv)
-
-    def save_sum(ctx, inputs, output):
-        features, index, index_t = inputs
-        ctx.num_in = features.shape[0]
-        ctx.save_for_backward(index, index_t)
-
-    def sum_backward(ctx, grad):
-        index, index_t = ctx.saved_tensors
-        return ops.sparse_sum_pool(grad, reverse(index, index_t, ctx.num_in), index), None, None
-
-    library.register_autograd('occforge::sparse_sum_pool', sum_backward, setup_context=save_sum)
-
-    def save_max(ctx, inputs, output):
-        features, index, index_t = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.num_in = features.shape[0]
-        ctx.save_for_backward(index, index_t, output[1])
-
-    def max_backward(ctx, grad, _):
-        index, index_t, winner = ctx.saved_tensors
-        index_t = reverse(index, index_t, ctx.num_in)
-        return ops.sparse_max_pool_backward(grad, winner, index_t), None, None
-
-    library.register_autograd('occforge::sparse_max_pool', max_backward, setup_context=save_max)
-    return True
-
-
-@torch.compiler.assume_constant_result
-def _compiled() -> bool:
-    return _register()
-
-
 def _check_map(features: Tensor, index: Tensor, index_t: Tensor | None) -> None:
     if features.dim() != 2:
         raise ValueError(f'features: expected shape (V, C), found {tuple(features.shape)}')
@@ -320,7 +218,7 @@ def sparse_sites(
         (V_out, 4) int32, lexicographic. Not differentiable. On a GPU this waits for the device.
     """
     args = (coords, list(out_shape), kernel, stride, padding, dilation, transposed)
-    return torch.ops.occforge.sparse_sites(*args) if _compiled() else sparse_sites_reference(*args)
+    return torch.ops.occforge.sparse_sites(*args) if use_extension(coords.device) else sparse_sites_reference(*args)
 
 
 def neighbour_map(
@@ -350,12 +248,12 @@ def neighbour_map(
         ValueError or RuntimeError: a voxel outside the grid or named twice.
     """
     args = (coords, out_coords, list(spatial_shape), kernel, stride, padding, dilation, transposed)
-    return torch.ops.occforge.sparse_map(*args) if _compiled() else neighbour_map_reference(*args)
+    return torch.ops.occforge.sparse_map(*args) if use_extension(coords.device) else neighbour_map_reference(*args)
 
 
 def transpose_map(index: Tensor, num_in: int) -> Tensor:
     """The map of the reverse direction: (K, V_out) with rows of the input -> (K, num_in) with rows of the output."""
-    if _compiled():
+    if use_extension(index.device):
         return torch.ops.occforge.sparse_transpose_map(index, num_in)
     return transpose_map_reference(index, num_in)
 
@@ -365,7 +263,7 @@ def sparse_conv(features: Tensor, weight: Tensor, index: Tensor, index_t: Tensor
 
     Args:
         features: (V_in, C_in), float32, float64, float16 or bfloat16 (the last two are summed in float32).
-        weight: (C_out, K, C_in), same dtype.
+        weight: (C_out, K, C_in), same dtype (under autocast any two: it computes in float32).
         index: (K, V_out) int32 from ``neighbour_map``.
         index_t: (K, V_in) int32 from ``transpose_map``, saves its making in the backward pass.
 
@@ -379,7 +277,7 @@ def sparse_conv(features: Tensor, weight: Tensor, index: Tensor, index_t: Tensor
             f'weight: expected shape (C_out, {index.shape[0]}, {features.shape[1]}) (out, taps, in), found '
             f'{tuple(weight.shape)}'
         )
-    if _compiled():
+    if use_extension(index.device):
         return torch.ops.occforge.sparse_conv(features, weight, index, index_t)
     return sparse_conv_reference(features, weight, index)
 
@@ -387,7 +285,7 @@ def sparse_conv(features: Tensor, weight: Tensor, index: Tensor, index_t: Tensor
 def sparse_sum_pool(features: Tensor, index: Tensor, index_t: Tensor | None = None) -> Tensor:
     """Sum over the taps of ``features[index[k]]``: (V_in, C) -> (V_out, C). Differentiable, deterministic."""
     _check_map(features, index, index_t)
-    if _compiled():
+    if use_extension(index.device):
         return torch.ops.occforge.sparse_sum_pool(features, index, index_t)
     return sparse_sum_pool_reference(features, index)
 
@@ -398,6 +296,113 @@ def sparse_max_pool(features: Tensor, index: Tensor, index_t: Tensor | None = No
     Differentiable: the gradient goes to the winner, the lowest tap among equals. Deterministic.
     """
     _check_map(features, index, index_t)
-    if _compiled():
+    if use_extension(index.device):
         return torch.ops.occforge.sparse_max_pool(features, index, index_t)[0]
     return sparse_max_pool_reference(features, index)
+
+
+if has_extension():
+
+    @torch.library.register_fake('occforge::sparse_sites')
+    def _(coords, out_shape, kernel, stride, padding, dilation, transposed):
+        return coords.new_empty(torch.library.get_ctx().new_dynamic_size(), 4)
+
+    @torch.library.register_fake('occforge::sparse_map')
+    def _(coords, out_coords, spatial_shape, kernel, stride, padding, dilation, transposed):
+        return coords.new_empty(kernel[0] * kernel[1] * kernel[2], out_coords.shape[0])
+
+    @torch.library.register_fake('occforge::sparse_transpose_map')
+    def _(index, num_in):
+        return index.new_empty(index.shape[0], num_in)
+
+    @torch.library.register_fake('occforge::sparse_conv')
+    def _(features, weight, index, index_t=None):
+        return features.new_empty(index.shape[1], weight.shape[0])
+
+    @torch.library.register_fake('occforge::sparse_conv_weight')
+    def _(features, grad, index, index_t=None):
+        return features.new_empty(grad.shape[1], index.shape[0], features.shape[1])
+
+    @torch.library.register_fake('occforge::sparse_sum_pool')
+    def _(features, index, index_t=None):
+        return features.new_empty(index.shape[1], features.shape[1])
+
+    @torch.library.register_fake('occforge::sparse_max_pool')
+    def _(features, index, index_t=None):
+        shape = index.shape[1], features.shape[1]
+        return features.new_empty(shape), index.new_empty(shape)
+
+    @torch.library.register_fake('occforge::sparse_max_pool_backward')
+    def _(grad, winner, index_t):
+        return grad.new_empty(index_t.shape[1], grad.shape[1])
+
+    def _reverse(index, index_t, num_in):
+        return torch.ops.occforge.sparse_transpose_map(index, num_in) if index_t is None else index_t
+
+    def _save_conv(ctx, inputs, output):
+        first, second, index, index_t = inputs
+        ctx.save_for_backward(first, second, index, index_t)
+
+    def _conv_backward(ctx, grad):
+        features, weight, index, index_t = ctx.saved_tensors
+        grad_features = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            index_t = _reverse(index, index_t, features.shape[0])
+            grad_features = torch.ops.occforge.sparse_conv(grad, weight.permute(2, 1, 0), index_t, index)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.ops.occforge.sparse_conv_weight(features, grad, index, index_t)
+        return grad_features, grad_weight, None, None
+
+    def _weight_backward(ctx, outer):
+        features, grad, index, index_t = ctx.saved_tensors
+        grad_features = grad_grad = None
+        if ctx.needs_input_grad[0]:
+            index_t = _reverse(index, index_t, features.shape[0])
+            grad_features = torch.ops.occforge.sparse_conv(grad, outer.permute(2, 1, 0), index_t, index)
+        if ctx.needs_input_grad[1]:
+            grad_grad = torch.ops.occforge.sparse_conv(features, outer, index, index_t)
+        return grad_features, grad_grad, None, None
+
+    torch.library.register_autograd('occforge::sparse_conv', _conv_backward, setup_context=_save_conv)
+    torch.library.register_autograd('occforge::sparse_conv_weight', _weight_backward, setup_context=_save_conv)
+
+    def _save_sum(ctx, inputs, output):
+        features, index, index_t = inputs
+        ctx.num_in = features.shape[0]
+        ctx.save_for_backward(index, index_t)
+
+    def _sum_backward(ctx, grad):
+        index, index_t = ctx.saved_tensors
+        return torch.ops.occforge.sparse_sum_pool(grad, _reverse(index, index_t, ctx.num_in), index), None, None
+
+    torch.library.register_autograd('occforge::sparse_sum_pool', _sum_backward, setup_context=_save_sum)
+
+    def _save_max(ctx, inputs, output):
+        features, index, index_t = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.num_in = features.shape[0]
+        ctx.save_for_backward(index, index_t, output[1])
+
+    def _max_backward(ctx, grad, _):
+        index, index_t, winner = ctx.saved_tensors
+        index_t = _reverse(index, index_t, ctx.num_in)
+        return torch.ops.occforge.sparse_max_pool_backward(grad, winner, index_t), None, None
+
+    torch.library.register_autograd('occforge::sparse_max_pool', _max_backward, setup_context=_save_max)
+
+    def _save_max_backward(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    def _max_backward_backward(ctx, outer):
+        (winner,) = ctx.saved_tensors
+        if outer.shape[0] == 0:
+            return outer.new_zeros(winner.shape), None, None
+        taken = outer.gather(0, winner.clamp(min=0).long())
+        return torch.where(winner >= 0, taken, 0), None, None
+
+    torch.library.register_autograd(
+        'occforge::sparse_max_pool_backward', _max_backward_backward, setup_context=_save_max_backward
+    )
+    for _device in ('cpu', 'cuda'):
+        torch.library.register_autocast('occforge::sparse_conv', _device, torch.float32)
+        torch.library.register_autocast('occforge::sparse_sum_pool', _device, torch.float32)
