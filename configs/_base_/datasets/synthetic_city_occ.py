@@ -1,6 +1,6 @@
 # The synthetic city (tools/create_data.py synthetic_city) at a size that trains on two CPU cores: images of 800 x 450
 # pixels scaled to 448 x 252, of which the lowest 160 rows stay: the road, and some 12 degrees above the horizon.
-# One camera frame; LiDAR points of five key frames, all of them (the city's 32 beams are few enough).
+# One camera frame; LiDAR points of eight key frames, all of them (the city's 32 beams are few enough).
 _base_ = ['./nuscenes_occ.py']
 
 data_root = 'data/synthetic_city'
@@ -9,13 +9,14 @@ eval_mask = 'none'
 data_config = dict(
     input_size=(160, 448),  # (H, W) of the network's images
     src_size=(450, 800),  # (H, W) of the files
-    resize=(-0.04, 0.08),
-    rot=(-3.0, 3.0),
+    resize=(-0.03, 0.06),
+    rot=(0.0, 0.0),
     flip=True,
     crop_h=(0.0, 0.0),
 )
 camera_frames = 0
-lidar_frames = 4
+lidar_frames = 7
+feature_stride = 8  # image pixels per pixel of the feature maps
 
 read_images_train = dict(type='PrepareImageInputs', data_config=data_config, is_train=True, num_adjacent=camera_frames)
 read_images_test = dict(type='PrepareImageInputs', data_config=data_config, num_adjacent=camera_frames)
@@ -25,10 +26,10 @@ flip_test = dict(type='BEVAug', bda_aug_conf=_base_.bda_aug_conf)
 depth_train = dict(
     type='PointToMultiViewDepth',
     grid_config=_base_.depth_config,
-    downsample=_base_.feature_stride,
+    downsample=feature_stride,
     with_segs=True,
 )
-depth_test = dict(type='PointToMultiViewDepth', grid_config=_base_.depth_config, downsample=_base_.feature_stride)
+depth_test = dict(type='PointToMultiViewDepth', grid_config=_base_.depth_config, downsample=feature_stride)
 pack = dict(type='PackOccInputs')
 read_points = [_base_.load_points, fuse_points, _base_.to_ego, _base_.range_filter]
 read_labelled_points = [
