@@ -29,7 +29,9 @@ def run(tool, *arguments):
     return subprocess.run([sys.executable, str(TOOLS / tool), *map(str, arguments)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize('tool', ['demo.py', 'ablation.py', 'visualize_infos.py', 'analysis/label_prior.py'])
+@pytest.mark.parametrize(
+    'tool', ['demo.py', 'ablation.py', 'browse_dataset.py', 'visualize_infos.py', 'analysis/label_prior.py']
+)
 def test_help_and_wrong_arguments(tool):
     done = run(tool, '--help')
     assert done.returncode == 0 and 'usage' in done.stdout
@@ -162,3 +164,35 @@ def test_visualize_infos(tmp_path):
     (tmp_path / 'samples' / 'LIDAR_TOP' / 'train0.bin').write_bytes(b'1234567')
     done = run('visualize_infos.py', info, '--out-dir', tmp_path / 'out', '--tokens', 'train0')
     assert done.returncode == 2 and 'train0.bin' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_browse_dataset_undoes_every_augmentation(tmp_path):
+    """A point painted into the image is found where the augmented matrices say."""
+    import browse_dataset
+    import torch
+
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    sensor2ego = np.eye(4)
+    sensor2ego[:3] = [[0, 0, 1, 1.5], [-1, 0, 0, 0.1], [0, -1, 0, 1.6]]
+    camera_pose, key_pose = np.eye(4), np.eye(4)
+    key_pose[:3, :3] = turn
+    camera_pose[:3, :3], camera_pose[:3, 3] = turn, [0.3, -0.2, 0.0]
+    intrinsics = np.array([[300.0, 0, 200], [0, 300, 100], [0, 0, 1]])
+    post_rot = np.array([[-0.5, 0.02, 0], [-0.02, 0.5, 0], [0, 0, 1]])
+    post_tran = np.array([180.0, -12, 0])
+    bda = np.diag([-1.0, 1, 1])
+    inputs = dict(imgs=torch.zeros(1, 1, 8, 8, 3), bda=torch.from_numpy(bda))
+    for key, value in dict(
+        ego2global=camera_pose, sensor2ego=sensor2ego, intrins=intrinsics, post_rots=post_rot, post_trans=post_tran
+    ).items():
+        inputs[key] = torch.from_numpy(value)[None, None]
+    (camera,) = browse_dataset.cameras_of(inputs, dict(ego2global=key_pose.tolist()), 0)
+    point = np.array([12.0, 1.0, 0.5])  # key ego frame, before the flip
+    world = key_pose[:3, :3] @ point + key_pose[:3, 3]
+    eye = np.linalg.inv(camera_pose @ sensor2ego) @ np.append(world, 1)
+    u, v = (intrinsics @ eye[:3])[:2] / eye[2]
+    expected = post_rot[:2, :2] @ [u, v] + post_tran[:2]
+    seen = camera['lidar2cam'] @ np.append(bda @ point, 1)
+    found = (camera['cam2img'] @ seen[:3])[:2] / seen[2]
+    assert np.allclose(found, expected)
