@@ -46,8 +46,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         '--cfg_options',
         dest='cfg_options',
         nargs='+',
-        action='extend',
-        default=[],
         metavar='KEY=VALUE',
         help='override fields that the config has, a.b=c; lists as a=[1,2], list elements as a.0.b=c; +a.b=c adds one',
     )
@@ -73,20 +71,28 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
     while arguments:
         argument = arguments.pop(0)
         name, equals, value = argument.partition('=')
-        if not name.startswith('--') or not ('.' in name or name[2:] in PLAIN_OVERRIDES):
+        if name in ('--cfg-options', '--cfg_options'):  # by hand: argparse would also take a config that follows
+            options = [value] if equals else []
+            while arguments and '=' in arguments[0] and not arguments[0].startswith('--'):
+                options.append(arguments.pop(0))
+            if not options:
+                parser.error(f'{name} needs KEY=VALUE' + (f', found {arguments[0]!r}' if arguments else ''))
+            overrides += options
+        elif not name.startswith('--') or not ('.' in name or name[2:] in PLAIN_OVERRIDES):
             rest.append(argument)
-            continue
-        if not equals:
-            if not arguments or arguments[0].startswith('--'):
-                parser.error(f'{name} needs a value')
-            value = arguments.pop(0)
-        overrides.append(f'{name[2:]}={value}')
+        else:
+            if not equals:
+                if not arguments or arguments[0].startswith('--'):
+                    parser.error(f'{name} needs a value')
+                value = arguments.pop(0)
+            overrides.append(f'{name[2:]}={value}')
     args, unknown = parser.parse_known_args(rest)
     if unknown:
         known = [text for action in parser._actions for text in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split('=')[0], known, n=1)
-        parser.error(f'unknown argument {unknown[0]}' + (f', did you mean {near[0]}?' if near else ''))
-    args.cfg_options = args.cfg_options + overrides
+        unknown = next((text for text in unknown if text.startswith('-')), unknown[0])
+        near = difflib.get_close_matches(unknown.split('=')[0], known, n=1)
+        parser.error(f'unknown argument {unknown}' + (f', did you mean {near[0]}?' if near else ''))
+    args.cfg_options = overrides
     return args
 
 
@@ -163,8 +169,8 @@ def is_config_fault(error: BaseException) -> bool:
     import traceback
 
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename.endswith(os.path.join('mmengine', 'registry', 'build_functions.py')):
-            return True
+        if re.search(r'mmengine.(registry.build_functions|optim.optimizer.\w+)\.py$', frame.f_code.co_filename):
+            return frame.f_code.co_name not in ('update_params', 'backward', 'step')
     last = traceback.extract_tb(error.__traceback__)[-1]
     return last.filename.endswith(os.path.join('mmengine', 'runner', 'runner.py'))
 

@@ -10,6 +10,7 @@
 
 import contextlib
 import copy
+import difflib
 import os
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend, join_path
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.registry import MODEL_WRAPPERS, RUNNERS
+from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner, save_checkpoint, weights_to_cpu
 from mmengine.utils import apply_to
 from torch import distributed as torch_dist
@@ -102,6 +103,13 @@ class OccRunner(Runner):
     def build_optim_wrapper(self, optim_wrapper):
         if isinstance(optim_wrapper, dict) and optim_wrapper.get('type') == 'AmpOptimWrapper':
             optim_wrapper = {**optim_wrapper, 'type': 'OccAmpOptimWrapper'}
+        optimizer = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
+        kind = optimizer.get('type') if isinstance(optimizer, dict) else None
+        if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+            near = [name for name in OPTIMIZERS.module_dict if name.lower() == kind.lower()]
+            near = near or difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=1)
+            hint = f', did you mean {near[0]}?' if near else ''
+            raise ConfigError(f'optim_wrapper.optimizer.type={kind!r} is not a registered optimizer{hint}')
         return super().build_optim_wrapper(optim_wrapper)
 
     def train(self) -> nn.Module:
