@@ -88,13 +88,13 @@ def write_sweeps(job: Job) -> None:
         moment = world.at(number * SWEEP_STEP)
         rng = np.random.default_rng([job.seed, job.index, 1, number])
         turn = lidar.sweep(world, moment, job.rig.lidar, rng)
-        with atomic_write(root / job.lidar_file(number)) as file:
+        with atomic_write(root / job.lidar_file(number), durable=False) as file:
             file.write(turn.points.tobytes())
         seen.add(turn.exact, turn.agents)
         if number % SWEEPS == 0:
             seen.add(*lidar.scan(world, moment, job.rig.lidar))
             token = job.key_lidar_tokens[number // SWEEPS]
-            with atomic_write(root / 'lidarseg' / job.version / f'{token}_lidarseg.bin') as file:
+            with atomic_write(root / 'lidarseg' / job.version / f'{token}_lidarseg.bin', durable=False) as file:
                 file.write(turn.labels.tobytes())
     seen.spread()
     _save(done, cells=np.packbits(seen.cells), agents=seen.agents)
@@ -117,7 +117,7 @@ def write_frame(job: Job, frame: int) -> None:
             ok, data = cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
             if not ok:
                 raise RuntimeError(f'{path}: OpenCV could not encode the image')
-            with atomic_write(root / path) as file:
+            with atomic_write(root / path, durable=False) as file:
                 file.write(data.tobytes())
     time = frame * KEYFRAME_STEP
     moment = world.at(time)
@@ -132,7 +132,7 @@ def write_frame(job: Job, frame: int) -> None:
     if job.label_refine > 1:
         fine = labels.semantics(world, moment, seen, job.label_refine)
         _save(folder / f'labels_{job.label_refine}x.npz', semantics=fine)
-    with atomic_write(done, 'w') as file:
+    with atomic_write(done, 'w', durable=False) as file:
         json.dump(observations(world, moment, job, points), file)
 
 
@@ -214,5 +214,5 @@ def _save(path, **arrays):
     """numpy's compressed archive; its members carry a fixed date, so equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    with atomic_write(path) as file:
+    with atomic_write(path, durable=False) as file:
         file.write(buffer.getvalue())

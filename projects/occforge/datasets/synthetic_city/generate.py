@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import multiprocessing
 import shutil
 from concurrent.futures.process import BrokenProcessPool
@@ -106,6 +107,7 @@ def generate(
     with tqdm(total=total, unit='step', disable=not progress, desc='city', smoothing=0.05) as bar:
         _run(jobs, workers, bar)
     _finish(jobs, places)
+    os.sync()  # the frames were written without waiting for the disk
     with atomic_write(root / MARKER, 'w') as file:
         json.dump({**asked, 'complete': True}, file, indent=1)
     shutil.rmtree(root / '.city')
