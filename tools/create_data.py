@@ -68,7 +68,9 @@ def parse_args(argv=None):
         '--image-size', type=image_size, default=(800, 450), metavar='WxH', help='up to 1600x900 (default: 800x450)'
     )
     city.add_argument('--rig', metavar='FILE', help='sensors of another vehicle (default: the nuScenes rig)')
-    city.add_argument('--split', help='which scenes are held out (see occforge.datasets.synthetic_city.generate)')
+    city.add_argument(
+        '--split', metavar='TRAIN:VAL', help='number of scenes in either split (default: one fifth is held out)'
+    )
     city.add_argument(
         '--camera-sweeps', type=count, default=0, help='camera frames between key frames, unlabelled (default: none)'
     )

@@ -66,7 +66,9 @@ def parse_args(argv=None):
         help="beams of the LiDAR mask: those of the scene's key frames, or the key frame's own (default: %(default)s)",
     )
     grid.add_argument('--min-points', type=positive, default=1, help='points that fill a voxel (default: %(default)s)')
-    grid.add_argument('--fill-ground', type=int, metavar='N', help='close gaps in the ground up to N voxels wide')
+    grid.add_argument(
+        '--fill-ground', type=int, metavar='N', help='close gaps in the ground within N voxels (default: 5)'
+    )
     grid.add_argument('--camera-step', type=positive, help='pixels between two camera rays (default: 4)')
     parser.add_argument('--workers', type=positive, help='processes (default: one a core, 4 at most)')
     return parser.parse_args(argv)

@@ -74,7 +74,7 @@ class LabelSettings(NamedTuple):
     ego_box: tuple = (-1.2, -1.1, 3.5, 1.1)
     box_margin: float = 0.1
     min_points: int = 1
-    fill_ground: int = 3
+    fill_ground: int = 5
     mask_frames: str = 'scene'
     camera_step: int = 4
 
