@@ -199,13 +199,6 @@ void radix_sort(std::vector<std::pair<int64_t, Value>>& items) {
   }
 }
 
-void check_batches(int64_t last_batch, const Grid& grid) {
-  const double cells =
-      static_cast<double>(grid.x) * static_cast<double>(grid.y + 15) * static_cast<double>(grid.z + 63);
-  TORCH_CHECK_VALUE((static_cast<double>(last_batch) + 1) * cells < 4e18, "coords: batch index ", last_batch,
-                    " gives too many voxels to number");
-}
-
 // The active voxels of a batch, to be looked up; refuses voxels outside the grid and repeated ones.
 class VoxelTable {
  public:

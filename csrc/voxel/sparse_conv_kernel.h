@@ -87,6 +87,14 @@ inline Grid make_grid(const char* name, at::IntArrayRef shape) {
   return {shape[0], shape[1], shape[2]};
 }
 
+// last_batch: the largest batch index; what is numbered may be rounded up to whole strips (sparse_conv_cpu.cpp)
+inline void check_batches(int64_t last_batch, const Grid& grid) {
+  const double cells =
+      static_cast<double>(grid.x) * static_cast<double>(grid.y + 15) * static_cast<double>(grid.z + 63);
+  TORCH_CHECK_VALUE((static_cast<double>(last_batch) + 1) * cells < 4e18, "coords: batch index ", last_batch,
+                    " gives too many voxels to number");
+}
+
 inline void check_coords(const char* name, const at::Tensor& coords) {
   TORCH_CHECK_VALUE(coords.dim() == 2 && coords.size(1) == 4, name, " must have shape (V, 4), found ", coords.sizes());
   TORCH_CHECK_VALUE(coords.scalar_type() == at::kInt, name, " must be int32, found ", coords.scalar_type());

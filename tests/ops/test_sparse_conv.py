@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from occforge.ops import sparse_conv as ops
-from occforge.ops._backend import has_extension
+from occforge.ops._backend import extension_devices, has_extension
 
 SUBM = ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
 DOWN = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
@@ -200,6 +200,36 @@ def test_compile_fullgraph():
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(torch.autograd.grad(ours.sum(), (x, w)), torch.autograd.grad(theirs.sum(), (x, w))):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    'cuda' not in extension_devices() or not torch.cuda.is_available(), reason='no GPU, or operators built without it'
+)
+@pytest.mark.parametrize('seed', range(10))
+def test_cuda_equals_cpu(seed):
+    coords, shape, out_shape, geometry, transposed = random_case(seed)
+    sites = ops.sparse_sites(coords, out_shape, *geometry, transposed)
+    index = ops.neighbour_map(coords, sites, shape, *geometry, transposed)
+    on_gpu = ops.sparse_sites(coords.cuda(), out_shape, *geometry, transposed)
+    assert torch.equal(on_gpu.cpu(), sites)
+    index_gpu = ops.neighbour_map(coords.cuda(), on_gpu, shape, *geometry, transposed)
+    assert torch.equal(index_gpu.cpu(), index)
+    x, w = torch.randn(len(coords), 37), torch.randn(70, len(index), 37)
+    results = []
+    for device, map_ in (('cpu', index), ('cuda', index_gpu)):
+        inputs = [v.to(device, torch.float64).requires_grad_() for v in (x, w)]
+        outs = [
+            ops.sparse_conv(*inputs, map_),
+            ops.sparse_sum_pool(inputs[0], map_),
+            ops.sparse_max_pool(inputs[0], map_),
+        ]
+        results.append([*outs, *torch.autograd.grad(sum(out.square().sum() for out in outs), inputs)])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(theirs.cpu(), ours)
+    with pytest.raises(ValueError, match='repeats'):
+        twice = torch.zeros(2, 4, dtype=torch.int32, device='cuda')
+        ops.neighbour_map(twice, twice, shape, *geometry, transposed)
 
 
 # ---- degenerate, strided in memory, corrupt ------------------------------------------------------------------------
