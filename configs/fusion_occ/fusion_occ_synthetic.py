@@ -64,6 +64,7 @@ model = dict(
         voxel_size=[0.2, 0.2, 0.2],
         base_channels=16,
         encoder_channels=((16, 16), (16, 16)),  # one stride of 2: 0.4 m
+        input_scale=[1 / 40, 1 / 40, 1 / 3, 1 / 64, 1 / 16],  # x, y, z in m, intensity, ring
     ),
     lidar_downsample=dict(out_channels=16, stride=2),  # 0.8 m, the grid of the camera volume
     occ_encoder_backbone=dict(type='CustomResNet3D', num_layer=[1, 2, 2], num_channels=[32, 64, 96], stride=[1, 2, 2]),

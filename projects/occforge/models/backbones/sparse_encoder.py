@@ -61,6 +61,8 @@ class CustomSparseEncoder(BaseModule):
         encoder_channels: per stage the output channels of its convolutions. ``((16, 16, 32), (32, 32))`` has one
             strided convolution.
         output_channels: channels of the volume.
+        input_scale: factor of each input feature, or None. The published model takes raw values (metres, intensity up
+            to 255, ring); a model trained from scratch in few steps learns faster from values of the order of one.
         norm_cfg: norm of the stages, any 1-D norm of the registry; None is
             ``dict(type='BN1d', eps=1e-3, momentum=0.01)``.
 
@@ -77,6 +79,7 @@ class CustomSparseEncoder(BaseModule):
         base_channels: int = 16,
         encoder_channels: Sequence[Sequence[int]] = ((16, 16, 32), (32, 32, 48), (48, 48, 64), (64, 64)),
         output_channels: int = 32,
+        input_scale: Sequence[float] | None = None,
         norm_cfg: dict | None = None,
         init_cfg: dict | None = None,
     ):
@@ -91,6 +94,11 @@ class CustomSparseEncoder(BaseModule):
             raise ValueError(f'in_channels: a point has at least x, y, z, found {in_channels}')
         if not encoder_channels or not all(len(stage) for stage in encoder_channels):
             raise ValueError(f'encoder_channels: expected at least one channel a stage, found {encoder_channels}')
+        if input_scale is not None and len(input_scale) != in_channels:
+            raise ValueError(f'input_scale: expected {in_channels} factors, found {len(input_scale)}')
+        # not saved: published checkpoints have no key for it
+        scale = None if input_scale is None else torch.tensor(input_scale, dtype=torch.float32)
+        self.register_buffer('input_scale', scale, persistent=False)
         self.in_channels = in_channels
         self.sparse_shape = shape
         self.point_cloud_range = tuple(point_cloud_range)
@@ -132,4 +140,6 @@ class CustomSparseEncoder(BaseModule):
     def forward(self, points: Sequence[Tensor]) -> Tensor:
         """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X)."""
         x = self.voxelize(points)
+        if self.input_scale is not None:
+            x = x.replace_feature(x.features * self.input_scale.to(x.features.dtype))
         return self.conv_out(self.encoder_layers(self.conv_input(x))).dense('zyx')
