@@ -156,4 +156,11 @@ max_epochs = 5
 lr = 3e-3
 train_cfg = dict(val_interval=max_epochs)
 
-linked_fields = [dict(name='use_mask', value=use_mask, to='model.use_mask')]
+linked_fields = [
+    dict(name='use_mask', value=use_mask, to='model.use_mask'),
+    dict(
+        name='data_root',
+        value=data_root,
+        to=[f'{loader}_dataloader.dataset.data_root' for loader in ('train', 'val', 'test')],
+    ),
+]
