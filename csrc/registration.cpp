@@ -35,4 +35,13 @@ TORCH_LIBRARY(occforge, m) {
   m.def("sparse_sum_pool(Tensor features, Tensor index, Tensor? index_t=None) -> Tensor");
   m.def("sparse_max_pool(Tensor features, Tensor index, Tensor? index_t=None) -> (Tensor, Tensor)");
   m.def("sparse_max_pool_backward(Tensor grad, Tensor winner, Tensor index_t) -> Tensor");
+  m.def(
+      "voxel_assign(Tensor points, Tensor? batch_index, float[] lower, float[] voxel_size, int[] size) "
+      "-> (Tensor coords, Tensor inverse, Tensor point, Tensor offset)");
+  m.def(
+      "voxel_reduce(Tensor features, Tensor inverse, Tensor point, Tensor offset, int reduce) "
+      "-> (Tensor out, Tensor argmax)");
+  m.def(
+      "voxel_reduce_backward(Tensor grad, Tensor inverse, Tensor point, Tensor offset, Tensor argmax, int reduce) "
+      "-> Tensor");
 }

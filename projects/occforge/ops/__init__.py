@@ -3,14 +3,17 @@
 from ._backend import extension_devices, has_extension
 from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
+from .voxelize import Voxels, voxelize
 
 __all__ = [
     'FrustumIndices',
     'RayHits',
+    'Voxels',
     'cast_rays',
     'extension_devices',
     'frustum_indices',
     'frustum_pool',
     'has_extension',
     'observed_cells',
+    'voxelize',
 ]

@@ -25,6 +25,9 @@ _OPERATORS = (
     'sparse_sites',
     'sparse_sum_pool',
     'sparse_transpose_map',
+    'voxel_assign',
+    'voxel_reduce',
+    'voxel_reduce_backward',
 )
 
 
