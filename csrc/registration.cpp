@@ -14,6 +14,7 @@ TORCH_LIBRARY(occforge, m) {
   m.def(
       "observed_cells(Tensor grid, Tensor origins, Tensor targets, float[] lower, float[] voxel_size, int free, "
       "bool through_occupied) -> Tensor");
+  m.def("confusion_matrix(Tensor pred, Tensor target, int num_classes, Tensor? mask) -> Tensor");
   m.def(
       "frustum_indices(Tensor points, float[] lower, float[] interval, int[] size) "
       "-> (Tensor voxel, Tensor point, Tensor offset)");

@@ -1,6 +1,7 @@
 """Operators of csrc/ with their plain-torch references. Needs torch alone."""
 
 from ._backend import extension_devices, has_extension
+from .confusion import confusion_matrix
 from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
 from .voxelize import Voxels, voxelize
@@ -10,6 +11,7 @@ __all__ = [
     'RayHits',
     'Voxels',
     'cast_rays',
+    'confusion_matrix',
     'extension_devices',
     'frustum_indices',
     'frustum_pool',

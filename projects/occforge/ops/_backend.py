@@ -11,6 +11,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # What the Python side expects the library to define. One that lacks any of them was built from older sources.
 _OPERATORS = (
     'cast_rays',
+    'confusion_matrix',
     'frustum_indices',
     'frustum_pool',
     'frustum_pool_backward',
