@@ -426,7 +426,7 @@ def main() -> int:
     if args.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
-        print(table(rows))
+        print(table(rows), flush=True)
         print()
         if failed:
             print(
@@ -438,4 +438,8 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # the reader (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

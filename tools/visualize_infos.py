@@ -18,6 +18,7 @@ def parse_args(argv=None):
     parser.add_argument('--tokens', nargs='+', help='these samples instead')
     parser.add_argument('--no-points', action='store_true')
     parser.add_argument('--no-boxes', action='store_true')
+    parser.add_argument('--all-boxes', action='store_true', help='also boxes that no LiDAR point hits')
     parser.add_argument('--no-occupancy', action='store_true')
     parser.add_argument('--width', type=int, default=1920, help='of the pictures, pixels (default: 1920)')
     args = parser.parse_args(argv)
@@ -42,7 +43,7 @@ def draw(info, names, args):
             raise DataError(f'{info["lidar_path"]}: {raw.size} numbers, expected a multiple of {width} per point')
         points = raw.reshape(-1, width)
     if not args.no_boxes:
-        instances = info.get('instances') or []
+        instances = [i for i in info.get('instances') or [] if args.all_boxes or i.get('bbox_3d_isvalid', True)]
         boxes = np.array([item['bbox_3d'][:7] for item in instances], np.float64).reshape(-1, 7)
         labels = [item['bbox_label_3d'] for item in instances]
     occupancy = None
@@ -75,7 +76,9 @@ def main(argv=None):
             path, root, test_mode=True, modality=dict(use_camera=False, use_lidar=False), serialize_data=False
         )
         categories = dataset.metainfo.get('categories') or {}
-        names = sorted(categories, key=categories.get) or None
+        # several raw categories may share -1, 'none of the detection classes'
+        numbered = {number: name for name, number in categories.items() if number >= 0}
+        names = [numbered.get(i, str(i)) for i in range(max(numbered) + 1)] if numbered else None
         if args.tokens:
             index = {dataset.get_data_info(i)['token']: i for i in range(len(dataset))}
             unknown = [token for token in args.tokens if token not in index]

@@ -64,7 +64,7 @@ def draw_points_on_image(image, points, lidar2cam, cam2img, radius=None, max_dep
     inside = (pixels >= 0).all(1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
     pixels, depth = pixels[inside], seen[inside, 2]
     order = np.argsort(-depth)
-    radius = max(1.2, width / 640) if radius is None else radius
+    radius = max(0.8, width / 640) if radius is None else radius
     for (x, y), colour in zip(
         np.round(pixels[order] * 16).astype(int).tolist(), depth_colours(depth[order], high=max_depth).tolist()
     ):
