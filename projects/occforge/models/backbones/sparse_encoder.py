@@ -11,6 +11,8 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from occforge.ops import voxelize
+
 from ..sparse import SparseConv3d, SparseSequential, SparseTensor, SubMConv3d
 
 
@@ -31,17 +33,6 @@ def grid_shape(point_cloud_range: Sequence[float], voxel_size: Sequence[float]) 
             'numbers of at least 1'
         )
     return tuple(round(side) for side in sides)
-
-
-def mean_voxels(points: Tensor, batch_index: Tensor, lower, voxel_size, size) -> tuple[Tensor, Tensor]:
-    """Mean features (V, F) and coords (V, 4) int32 (batch, x, y, z), lexicographic, of points (P, F)."""
-    lower, step = points.new_tensor(lower), points.new_tensor(voxel_size)
-    cell = ((points[:, :3] - lower) / step).floor()
-    inside = ((cell >= 0) & (cell < cell.new_tensor(size))).all(1)
-    rows = torch.cat([batch_index[inside, None], cell[inside].long()], 1)
-    coords, inverse, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
-    total = points.new_zeros(len(coords), points.shape[1]).index_add(0, inverse, points[inside])
-    return total / counts[:, None].to(total.dtype), coords.int()
 
 
 @MODELS.register_module()
@@ -134,8 +125,8 @@ class CustomSparseEncoder(BaseModule):
         lengths = torch.tensor([len(cloud) for cloud in points], device=features.device)
         batch_index = torch.arange(len(points), device=features.device).repeat_interleave(lengths)
         lower = self.point_cloud_range[:3]
-        features, coords = mean_voxels(features, batch_index, lower, self.voxel_size, self.sparse_shape)
-        return SparseTensor(features, coords, self.sparse_shape, len(points))
+        voxels = voxelize(features, batch_index, lower, self.voxel_size, self.sparse_shape)
+        return SparseTensor(voxels.features, voxels.coords, self.sparse_shape, len(points))
 
     def forward(self, points: Sequence[Tensor]) -> Tensor:
         """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X)."""
