@@ -29,9 +29,12 @@ model = dict(
     num_adj=0,
     num_classes=num_classes,
     key_ego='lidar',
+    free_prior=0.9,
     lidar_out_channel=lidar_channels,
     out_dim=16,
-    fuse_loss_weight=0.1,
+    # Higher than published: with a few hundred steps the 2D labels are the shortest way to teach the image branch.
+    depth_loss_weight=0.2,
+    seg_loss_weight=0.5,
     img_backbone=dict(
         type='mmdet.ResNet',
         depth=18,
@@ -155,6 +158,13 @@ test_evaluator = val_evaluator
 max_epochs = 5
 lr = 3e-3
 train_cfg = dict(val_interval=max_epochs)
+optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.99)))  # a memory of 100 steps: there are only a few hundred
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),  # iterations
+    dict(
+        type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True
+    ),
+]
 
 linked_fields = [
     dict(name='use_mask', value=use_mask, to='model.use_mask'),

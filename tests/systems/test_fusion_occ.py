@@ -260,6 +260,14 @@ def test_a_sample_without_points():
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
+def test_free_prior():
+    model = tiny_model(free_prior=0.9)
+    bias = model.predicter[-1].bias
+    assert float(bias.softmax(0)[17]) == pytest.approx(0.9)
+    with pytest.raises(ConfigError, match='free_prior is 1'):
+        MODELS.build(tiny_config(free_prior=1))
+
+
 def test_several_frames():
     model = tiny_model(num_adj=1)
     inputs, samples = tiny_batch(frames=2)

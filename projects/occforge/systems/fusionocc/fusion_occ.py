@@ -1,6 +1,7 @@
 """FusionOcc: camera and LiDAR occupancy prediction."""
 
 import copy
+import math
 
 import numpy as np
 import torch
@@ -63,6 +64,8 @@ class FusionOCC(Base3DDetector):
         occ_upsample: ``SkipUpsample3D`` that brings the encoded volume to the label grid, joined with the LiDAR
             volume at its own resolution. ``in_channels`` and ``skip_channels`` may be left out.
         norm_cfg: norm layer of ``lidar_downsample``.
+        free_prior: probability of "free" that an untrained model starts with (its bias is set so), or None for torch's
+            initialisation. Saves a short training the steps that only learn that most voxels are free.
         key_ego: whose ego pose is the key ego frame: ``'first_camera'``, that of the first camera's moment (published;
             labels and points are in the frame of the LiDAR's moment, some tens of milliseconds away, which is ignored),
             or ``'lidar'``, that of the LiDAR's moment (``ego2global`` of the data sample).
@@ -109,6 +112,7 @@ class FusionOCC(Base3DDetector):
         lidar_downsample=None,
         occ_upsample=None,
         norm_cfg=None,
+        free_prior=None,
         key_ego='first_camera',
         data_preprocessor=None,
         init_cfg=None,
@@ -200,7 +204,19 @@ class FusionOCC(Base3DDetector):
             self.predicter = nn.Sequential(
                 nn.Linear(out_dim, 2 * out_dim), nn.Softplus(), nn.Linear(2 * out_dim, num_classes)
             )
+        if free_prior is not None and not 0 < free_prior < 1:
+            raise ConfigError(f'FusionOCC.free_prior is {free_prior}, expected a probability in (0, 1)')
+        self.free_prior = free_prior
         self.loss_occ = self._build_loss(loss_occ, num_classes)
+
+    def init_weights(self):
+        super().init_weights()
+        if self.free_prior is not None:
+            last = self.final_conv.conv if self.predicter is None else self.predicter[-1]
+            with torch.no_grad():
+                others = (1 - self.free_prior) / (self.num_classes - 1)
+                last.bias.zero_()
+                last.bias[self.num_classes - 1] = math.log(self.free_prior / others)
 
     @staticmethod
     def _build_loss(config, num_classes):
