@@ -196,11 +196,11 @@ def _draw_legend(pen, x, y, names, palette, pred, target, mask) -> None:
                 pen.box(x + 30, y + 19, LEGEND - 30, 3, (228, 230, 232))
                 pen.box(*bar, (70, 120, 190))
             pen.text(x + 30, y + 8, name, 17, INK if known else FAINT, 'lm')
-            pen.text(x + LEGEND, y + 8, f'{100 * iou[index]:.1f}' if known else '–', 17, INK if known else FAINT, 'rm')
+            pen.text(x + LEGEND, y + 8, f'{100 * iou[index]:.1f}' if known else '-', 17, INK if known else FAINT, 'rm')
         y += 30
     if target is not None:
         pen.text(x, y + 12, 'mean', 18, anchor='lm')
-        pen.text(x + LEGEND, y + 12, f'{100 * mean:.1f}' if np.isfinite(mean) else '–', 18, anchor='rm')
+        pen.text(x + LEGEND, y + 12, f'{100 * mean:.1f}' if np.isfinite(mean) else '-', 18, anchor='rm')
 
 
 def draw_sensor_sample(
