@@ -3,16 +3,32 @@
 Standard library only. Used by demo.py and ablation.py.
 """
 
+import ctypes
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _make_die_with_parent():
+    """A function for a new process: be terminated when this one dies, so that a killed job leaves nothing running.
+
+    Without it, calling the job again would have two trainings write into one folder. Linux only; None elsewhere.
+    """
+    if sys.platform != 'linux':
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    return lambda: libc.prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+_DIE_WITH_PARENT = _make_die_with_parent()
 
 
 class StageError(Exception):
@@ -113,7 +129,7 @@ class StageRunner:
     def _call(self, arguments, entry) -> int:
         before, start = entry['seconds'], time.monotonic()
         self._save()
-        process = subprocess.Popen([sys.executable, *arguments])
+        process = subprocess.Popen([sys.executable, *arguments], preexec_fn=_DIE_WITH_PARENT)
         try:
             while True:
                 try:

@@ -1,6 +1,11 @@
 """The ledger behind demo.py and ablation.py: what runs again, what does not, and what is never deleted."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from stage_runner import StageError, StageRunner, clear_work_dir, duration, last_checkpoint
@@ -111,3 +116,27 @@ def test_durations_and_checkpoints(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('/moved/away/epoch_3.pth')
     with pytest.raises(StageError, match='epoch_3'):
         last_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='PR_SET_PDEATHSIG')
+def test_a_killed_job_leaves_nothing_running(tmp_path):
+    alive = tmp_path / 'alive'
+    child = f"import os, time; open({str(alive)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f'from stage_runner import StageRunner; StageRunner({str(tmp_path)!r}).run("a", ["-c", {child!r}])'
+    job = subprocess.Popen([sys.executable, '-c', code], cwd=Path(__file__).parents[2] / 'tools')
+    deadline = time.monotonic() + 30
+    while not (alive.exists() and alive.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    pid = int(alive.read_text())
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f'/proc/{pid}/stat').read_text().split()[2]
+        except FileNotFoundError:
+            break
+        if state == 'Z':
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail('the stage still runs')
