@@ -2,8 +2,8 @@
 
 import concurrent.futures
 import json
-import os
 import multiprocessing
+import os
 import shutil
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path

@@ -1,0 +1,287 @@
+#!/usr/bin/env python
+"""Times the operators of occforge.ops against what one would write without them. Needs torch and numpy alone.
+
+Every peer runs in the same process on the same tensors, and its result is compared first. A row gives the fastest of
+several runs, the ratio to the peer, the bytes that have to move at least, the share of the copy bandwidth measured at
+the start that this amounts to, and the peak of newly allocated memory.
+
+    python tools/benchmarks/ops.py [--threads 2] [--repeat 9] [--only pool] [--out ops.json]
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--threads', type=int, default=2, help='CPU threads (default 2)')
+    parser.add_argument('--repeat', type=int, default=9, help='timed runs a row; the fastest counts (default 9)')
+    parser.add_argument('--device', default='cpu', help='cpu or cuda')
+    parser.add_argument('--only', default='', help='run the rows whose name contains this')
+    parser.add_argument('--out', type=Path, help='write the numbers to this JSON file as well')
+    return parser.parse_args()
+
+
+args = parse_arguments()
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # the memory profiler announces each of its runs otherwise
+warnings.filterwarnings('ignore', message='Sparse CSR tensor support is in beta')
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'projects'))
+from occforge.ops import (  # noqa: E402
+    cast_rays,
+    confusion_matrix,
+    frustum_indices,
+    frustum_pool,
+    has_extension,
+    observed_cells,
+    voxelize,
+)
+from occforge.ops.frustum_pool import frustum_pool_reference  # noqa: E402
+from occforge.ops.grid_raycast import cast_rays_reference  # noqa: E402
+
+
+def synchronize():
+    if args.device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def fastest(run, repeat=None) -> float:
+    """Seconds of the fastest run, after one to warm up."""
+    run()
+    times = []
+    for _ in range(repeat or args.repeat):
+        synchronize()
+        start = time.perf_counter()
+        run()
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def peak_bytes(run) -> int:
+    """Highest sum of live tensors that the run allocated, over what was there before."""
+    if args.device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    live = highest = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == '[memory]':
+            live += event.nbytes()
+            highest = max(highest, live)
+    return highest
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a large copy, reading and writing counted."""
+    source = torch.ones(2**26, device=args.device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / fastest(lambda: target.copy_(source), 5)
+
+
+def camera_rig(bins, height, width, farthest, cameras=6) -> torch.Tensor:
+    """(1, N, D, h, w, 3) frustum points in metres of cameras that look around in a circle, 1.5 m above the ground."""
+    depth, v, u = torch.meshgrid(
+        torch.linspace(1, farthest, bins),
+        torch.linspace(-0.3, 0.3, height),
+        torch.linspace(-0.6, 0.6, width),
+        indexing='ij',
+    )
+    points = torch.stack([depth, -u * depth, 1.5 - v * depth], -1)
+    views = []
+    for number in range(cameras):
+        angle = 2 * math.pi * number / cameras + 0.1
+        cos, sin = math.cos(angle), math.sin(angle)
+        views.append(points @ torch.tensor([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]]))
+    return torch.stack(views)[None]
+
+
+def pool_rows(name, bins, height, width, channels, lower, interval, size, farthest=45.0):
+    """Frustum pooling at one published size against the materialised product + index_add_ and a CSR product."""
+    points = camera_rig(bins, height, width, farthest).to(args.device)
+    generator = torch.Generator().manual_seed(0)
+    depth = torch.rand(1, 6, bins, height, width, generator=generator).softmax(2).to(args.device).requires_grad_()
+    feat = torch.randn(1, 6, height, width, channels, generator=generator).to(args.device)
+    feat = feat.permute(0, 1, 4, 2, 3).requires_grad_()
+    indices = frustum_indices(points, lower, interval, size)
+    upstream = torch.randn(1, *size[::-1], channels, generator=generator).to(args.device).permute(0, 4, 1, 2, 3)
+    kept = int(indices.offset[-1])
+    pixel = indices.point[:kept]
+    pixel = pixel // (bins * height * width) * (height * width) + pixel % (height * width)
+
+    def ours():
+        return frustum_pool(depth, feat, indices, size)
+
+    def materialised():
+        return frustum_pool_reference(depth, feat, *indices, size)
+
+    def csr():
+        rows = feat.detach().permute(0, 1, 3, 4, 2).reshape(-1, channels)
+        weights = depth.detach().flatten()[indices.point[:kept]]
+        shape = (indices.offset.numel() - 1, rows.shape[0])
+        return torch.sparse_csr_tensor(indices.offset, pixel, weights, shape, check_invariants=False) @ rows
+
+    def both(forward):
+        return lambda: torch.autograd.grad(forward(), (depth, feat), upstream)
+
+    def with_indices():
+        found = frustum_indices(points, lower, interval, size)
+        return torch.autograd.grad(frustum_pool(depth, feat, found, size), (depth, feat), upstream)
+
+    torch.testing.assert_close(ours(), materialised(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        csr().view(1, *size[::-1], channels).permute(0, 4, 1, 2, 3), ours(), rtol=1e-4, atol=1e-4
+    )
+    forward_bytes = 4 * (depth.numel() + feat.numel() + upstream.numel()) + 12 * kept
+    backward_bytes = 4 * (upstream.numel() + 2 * feat.numel() + 2 * depth.numel()) + 12 * kept
+    total, flops = forward_bytes + backward_bytes, 6 * kept * channels
+    yield f'pool {name} forward', ours, {'index_add_': materialised, 'CSR product': csr}, forward_bytes, flops // 3
+    yield f'pool {name} forward+backward', both(ours), {'index_add_': both(materialised)}, total, flops
+    yield f'pool {name} indices+forward+backward', with_indices, {'index_add_': both(materialised)}, total, flops
+
+
+def voxelize_rows():
+    """300 k points, mean of 5 columns, 5 cm cells."""
+    count, lower, cell, size = 300_000, [-40.0, -40.0, -1.0], [0.05, 0.05, 0.1], [1600, 1600, 64]
+    generator = torch.Generator().manual_seed(0)
+    distance = torch.rand(count, generator=generator) ** 2 * 55
+    angle = torch.rand(count, generator=generator) * 2 * math.pi
+    columns = [distance * angle.cos(), distance * angle.sin(), torch.randn(count, generator=generator) * 0.6]
+    points = torch.stack([*columns, *torch.rand(2, count, generator=generator)], 1).to(args.device)
+    low, step, limit = (torch.tensor(value, device=args.device) for value in (lower, cell, size))
+
+    def ours():
+        return voxelize(points, None, lower, cell, size)
+
+    def group(keys_of):
+        cells = ((points[:, :3] - low) / step).floor().long()
+        kept = ((cells >= 0) & (cells < limit)).all(1)
+        found, inverse, counts = keys_of(cells[kept])
+        return torch.zeros(len(found), 5, device=args.device).index_add_(0, inverse, points[kept]) / counts[:, None]
+
+    def by_rows():
+        return group(lambda cells: torch.unique(cells, dim=0, return_inverse=True, return_counts=True))
+
+    def by_packed_keys():
+        def keys(cells):
+            packed = (cells[:, 0] * size[1] + cells[:, 1]) * size[2] + cells[:, 2]
+            return torch.unique(packed, return_inverse=True, return_counts=True)
+
+        return group(keys)
+
+    torch.testing.assert_close(ours().features, by_rows(), rtol=1e-4, atol=1e-4)
+    voxels = len(ours().features)
+    peers = {'unique(dim=0) + index_add_': by_rows, 'unique(packed) + index_add_': by_packed_keys}
+    yield 'voxelize 300 k points', ours, peers, 4 * count * 6 + voxels * 36, count * 5
+
+
+def confusion_rows():
+    """One 200 x 200 x 16 label grid, uint8, with a camera mask of 30 %."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (200, 200, 16)
+    occupied = torch.rand(shape, generator=generator) < 0.1
+    target = torch.where(occupied, torch.randint(0, 17, shape, generator=generator), 17).to(torch.uint8)
+    pred = torch.where(torch.rand(shape, generator=generator) < 0.9, target, target.flip(0))
+    mask = torch.rand(shape, generator=generator) < 0.3
+    numpy_pred, numpy_target, numpy_mask = (value.numpy() for value in (pred, target, mask))
+    pred, target, mask = (value.to(args.device) for value in (pred, target, mask))
+
+    def numpy_masked():
+        chosen = numpy_target[numpy_mask].astype(int) * 18 + numpy_pred[numpy_mask]
+        return np.bincount(chosen, minlength=324).reshape(18, 18)
+
+    def numpy_all():
+        return np.bincount(numpy_target.ravel().astype(int) * 18 + numpy_pred.ravel(), minlength=324).reshape(18, 18)
+
+    for name, run, peer, moved in (
+        ('masked', lambda: confusion_matrix(pred, target, 18, mask), numpy_masked, 3),
+        ('all cells', lambda: confusion_matrix(pred, target, 18), numpy_all, 2),
+    ):
+        assert (run().cpu().numpy() == peer()).all()
+        yield f'confusion matrix 640 k cells, {name}', run, {'numpy bincount': peer}, moved * target.numel(), 0
+
+
+def ray_rows():
+    """100 k rays from one LiDAR origin through a 200 x 200 x 16 grid of which 1 % is occupied."""
+    generator = torch.Generator().manual_seed(0)
+    frame = ([-40.0, -40.0, -1.0], [0.4, 0.4, 0.4])
+    grid = torch.full((200, 200, 16), 17, dtype=torch.uint8)
+    grid[torch.rand(grid.shape, generator=generator) < 0.01] = 4
+    grid = grid.to(args.device)
+    directions = torch.randn(100_000, 3, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.05])
+    directions = torch.nn.functional.normalize(directions, dim=1).to(args.device)
+    origin = torch.tensor([1.0, 0.0, 1.8], dtype=torch.float64, device=args.device)
+
+    def ours():
+        return cast_rays(grid, origin, directions, *frame)
+
+    def reference():
+        index = torch.zeros(len(directions), dtype=torch.int64, device=args.device)
+        return cast_rays_reference(
+            grid[None], origin.expand_as(directions), directions, index, *frame, 17, float('inf')
+        )
+
+    assert all(torch.equal(a, b) for a, b in zip(ours(), reference()))
+    yield 'cast 100 k rays', ours, {'torch, step by step': reference}, len(directions) * 77, 0
+    yield 'observed cells, 100 k rays', lambda: observed_cells(grid, origin, origin + 60 * directions, *frame), {}, 0, 0
+
+
+def all_rows():
+    yield from pool_rows('FB-OCC 6x80x16x44 C80', 80, 16, 44, 80, [-40, -40, -1], [0.8, 0.8, 0.8], [100, 100, 8])
+    yield from pool_rows('BEVDet-Occ 6x59x16x44 C64', 59, 16, 44, 64, [-40, -40, -1], [0.4, 0.4, 6.4], [200, 200, 1])
+    yield from pool_rows('FusionOcc 6x88x32x88 C32', 88, 32, 88, 32, [-40, -40, -1], [0.4, 0.4, 0.4], [200, 200, 16])
+    yield from pool_rows(
+        'BEVFusion 6x118x32x88 C80', 118, 32, 88, 80, [-54, -54, -10], [0.3, 0.3, 20], [360, 360, 1], 60
+    )
+    yield from voxelize_rows()
+    yield from confusion_rows()
+    yield from ray_rows()
+
+
+def main():
+    torch.set_num_threads(args.threads)
+    if not has_extension():
+        print('the compiled operators are not available: these are the times of the plain-torch references')
+    bandwidth = copy_bandwidth()
+    machine = f'{platform.machine()}, {platform.processor() or "unknown processor"}, torch {torch.__version__}'
+    print(f'{args.device}, {args.threads} threads, {machine}; copy {bandwidth / 1e9:.1f} GB/s')
+    head = f'{"operator":<60}{"ms":>9}{"MB":>8}{"of copy":>9}{"GFLOP/s":>9}{"peak MB":>9}'
+    print(f'{head}  ratio to peers (peer ms, peak MB)')
+    results = []
+    for name, run, peers, moved, flops in all_rows():
+        if args.only not in name:
+            continue
+        seconds, peak = fastest(run), peak_bytes(run)
+        row = dict(name=name, seconds=seconds, bytes=moved, flops=flops, peak_bytes=peak, peers={})
+        row['fraction_of_copy'] = moved / seconds / bandwidth
+        shown = []
+        for peer, peer_run in peers.items():
+            peer_seconds, peer_peak = fastest(peer_run, max(2, args.repeat // 3)), peak_bytes(peer_run)
+            row['peers'][peer] = dict(seconds=peer_seconds, ratio=peer_seconds / seconds, peak_bytes=peer_peak)
+            shown.append(f'{peer_seconds / seconds:.1f}x {peer} ({peer_seconds * 1e3:.1f}, {peer_peak / 1e6:.0f})')
+        results.append(row)
+        print(
+            f'{name:<60}{seconds * 1e3:>9.2f}{moved / 1e6:>8.1f}{row["fraction_of_copy"]:>9.2f}'
+            f'{flops / seconds / 1e9:>9.2f}{peak / 1e6:>9.1f}  {"; ".join(shown)}',
+            flush=True,
+        )
+    if args.out:
+        record = dict(device=args.device, threads=args.threads, machine=machine, copy_bytes_per_second=bandwidth)
+        args.out.write_text(json.dumps(dict(record, rows=results), indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
