@@ -6,7 +6,7 @@ TORCH_LIBRARY(occforge, m) {
   m.def("scene_bvh(Tensor primitives) -> (Tensor bounds, Tensor links, Tensor order)");
   m.def(
       "scene_cast(Tensor primitives, Tensor bounds, Tensor links, Tensor order, Tensor heights, Tensor maxima, "
-      "float x0, float y0, float cell, Tensor origins, Tensor directions, float near, float far, bool any_hit) "
+      "float x0, float y0, float cell, float top, Tensor origins, Tensor directions, float near, float far, bool any_hit) "
       "-> (Tensor primitive, Tensor distance, Tensor normal, Tensor uv, Tensor face)");
   m.def(
       "cast_rays(Tensor grid, Tensor origins, Tensor directions, Tensor grid_index, float[] lower, float[] voxel_size, "

@@ -28,6 +28,7 @@ struct Ground {
   const float* maxima = nullptr;   // (ceil((rows-1)/kTile), ceil((cols-1)/kTile))
   int64_t rows = 0, cols = 0;
   double x0 = 0, y0 = 0, cell = 1;
+  double top = 1e300;  // no node is higher: rays above it are not walked
 };
 
 struct Hit {
@@ -221,6 +222,15 @@ OCC_HD bool hit_ground(const Ground& g, const double o[3], const double d[3], do
     }
     if (lo > t0) t0 = lo;
     if (hi < t1) t1 = hi;
+  }
+  if (d[2] > 0) {
+    const double leaves = (g.top - o[2]) / d[2];
+    if (leaves < t1) t1 = leaves;
+  } else if (d[2] < 0) {
+    const double arrives = (g.top - o[2]) / d[2];
+    if (arrives > t0) t0 = arrives;
+  } else if (o[2] > g.top) {
+    return false;
   }
   if (t0 >= t1) return false;
   const int64_t tiles_x = (nx + kTile - 1) / kTile, tiles_y = (ny + kTile - 1) / kTile;

@@ -133,8 +133,8 @@ def test_opcheck_and_threads():
     origins = torch.rand(5000, 3, generator=g, dtype=torch.float64) * 10 + 1
     directions = torch.randn(5000, 3, generator=g, dtype=torch.float64)
     args = (
-        scene.primitives, *scene.tree, scene.heights, scene.maxima, *scene.lower, scene.cell, origins, directions,
-        1e-6, 1e9, False,
+        scene.primitives, *scene.tree, scene.heights, scene.maxima, *scene.lower, scene.cell, scene.top, origins,
+        directions, 1e-6, 1e9, False,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.occforge.scene_cast, args)
     threads = torch.get_num_threads()

@@ -87,6 +87,7 @@ class Scene:
         self.maxima = maxima
         self.lower = (float(lower[0]), float(lower[1]))
         self.cell = float(cell)
+        self.top = float(maxima.max()) + 1e-4 if maxima.numel() else 0.0
         self.tree = None
         if has_extension():
             try:
@@ -130,8 +131,8 @@ class Scene:
                 self.primitives, heights, *self.lower, self.cell, origins, directions, near, far, any_hit
             )
         return torch.ops.occforge.scene_cast(
-            self.primitives, *self.tree, heights, maxima, *self.lower, self.cell, origins, directions, near, far,
-            any_hit,
+            self.primitives, *self.tree, heights, maxima, *self.lower, self.cell, self.top, origins, directions, near,
+            far, any_hit,
         )  # fmt: skip
 
 
@@ -312,7 +313,9 @@ def _ground_normal(heights, x0, y0, cell, point):
 if has_extension():
 
     @torch.library.register_fake('occforge::scene_cast')
-    def _(primitives, bounds, links, order, heights, maxima, x0, y0, cell, origins, directions, near, far, any_hit):
+    def _(
+        primitives, bounds, links, order, heights, maxima, x0, y0, cell, top, origins, directions, near, far, any_hit
+    ):
         rays = directions.size(0)
         full = 0 if any_hit else rays
         return (

@@ -55,7 +55,9 @@ def render(world: World, moment: Moment, intrinsic, pose, image_size, rng, with_
     origin = torch.from_numpy(pose[None, :3, 3].copy())
     hits = moment.scene.cast(origin, torch.from_numpy(rays))
     primitive, depth = hits.primitive.numpy(), hits.distance.numpy()
-    image = _sky(world, rays, length)
+    image = np.empty((len(rays), 3), np.float32)
+    sky = np.flatnonzero(primitive < 0)
+    image[sky] = _sky(world, rays[sky], length[sky])
     seen = np.flatnonzero(primitive >= 0)
     if len(seen):
         image[seen] = _surfaces(world, moment, pose, rays, length, hits, seen, float(intrinsic[0, 0]))

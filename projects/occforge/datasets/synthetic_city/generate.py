@@ -103,10 +103,11 @@ def generate(
     if _claim_root(root, asked):
         return root
     jobs, places = _plan(root, asked, rig, image_size)
+    centres, edges = _tiles(jobs, places)
     total = sum(2 + job.keyframes for job in jobs)
     with tqdm(total=total, unit='step', disable=not progress, desc='city', smoothing=0.05) as bar:
-        _run(jobs, workers, bar)
-    _finish(jobs, places)
+        records = _run(jobs, centres, workers, bar)
+        write_tables(jobs, [r[0] for r in records], [p[0] for p in places], [r[1] for r in records], edges)
     os.sync()  # the frames were written without waiting for the disk
     with atomic_write(root / MARKER, 'w') as file:
         json.dump({**asked, 'complete': True}, file, indent=1)
@@ -224,63 +225,72 @@ def _plan(root, asked, rig, image_size):
     return jobs, places
 
 
-def _run(jobs, workers, bar):
-    """Sweeps of each scene, then its frames; scenes and frames in any order."""
+def _run(jobs, shifts, workers, bar) -> list:
+    """Sweeps of each scene, then its frames, then its records; returns the records of all scenes."""
     if workers <= 1:
-        for job in jobs:
+        out = []
+        for job, shift in zip(jobs, shifts):
             write_sweeps(job)
             bar.update(2)
             for frame in range(job.keyframes):
                 write_frame(job, frame)
                 bar.update(1)
-        return
+            out.append(scene_records(job, shift))
+        return out
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
-    context = multiprocessing.get_context(method)
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
-    waiting = {}
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+    waiting, out = {}, [None] * len(jobs)
+    left = [job.keyframes for job in jobs]
+    queue = list(range(len(jobs)))
     try:
-        queue = list(jobs)
-        for job in queue[:workers]:
-            waiting[pool.submit(write_sweeps, job)] = job
-        queue = queue[workers:]
+        for number in queue[:workers]:
+            waiting[pool.submit(write_sweeps, jobs[number])] = ('sweeps', number)
+        del queue[:workers]
         while waiting:
             done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
-                job = waiting.pop(future)
-                future.result()
-                if job is None:
+                step, number = waiting.pop(future)
+                result = future.result()
+                if step == 'records':
+                    out[number] = result
+                elif step == 'frame':
                     bar.update(1)
-                    continue
-                bar.update(2)
-                for frame in range(job.keyframes):
-                    waiting[pool.submit(write_frame, job, frame)] = None
-                if queue:
-                    job = queue.pop(0)
-                    waiting[pool.submit(write_sweeps, job)] = job
+                    left[number] -= 1
+                    if left[number] == 0:
+                        waiting[pool.submit(scene_records, jobs[number], shifts[number])] = ('records', number)
+                else:
+                    bar.update(2)
+                    for frame in range(jobs[number].keyframes):
+                        waiting[pool.submit(write_frame, jobs[number], frame)] = ('frame', number)
+                    if queue:
+                        number = queue.pop(0)
+                        waiting[pool.submit(write_sweeps, jobs[number])] = ('sweeps', number)
     except BrokenProcessPool:
         raise RuntimeError(
             'a worker of the synthetic city died (killed, or out of memory); run the same command again to go on'
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    return out
 
 
-def _finish(jobs, places):
-    """Tables and maps; scenes of one location lie side by side on its map."""
-    parts, layers, locations = [], [], []
+def _tiles(jobs, places):
+    """Where the scenes lie on their maps, side by side: centres (per scene) and edges (per location), metres."""
     reach = 6.2 * 1.2 * (jobs[0].keyframes - 1) * KEYFRAME_STEP
     pitch = float(np.ceil((2 * MARGIN + reach + 20) / 50) * 50)
-    counts = {}
-    for job, (location, number) in zip(jobs, places):
-        world = world_of(job.seed, job.index, job.keyframes, job.right_hand)
-        layout = world.layout
-        shift = np.round(np.array([(number + 0.5) * pitch, pitch / 2]) - layout.lower - layout.extent / 2, 3)
-        parts.append(scene_part(world, job, shift, describe(world)))
-        layers.append((layout.map, shift, layout.lower, layout.lower + layout.extent))
-        locations.append(location)
-        counts[location] = number + 1
-    edges = {location: (count * pitch, pitch) for location, count in counts.items()}
-    write_tables(jobs, parts, locations, layers, edges)
+    edges = {}
+    for location, number in places:
+        edges[location] = (max((number + 1) * pitch, edges.get(location, (0, 0))[0]), pitch)
+    return [((number + 0.5) * pitch, pitch / 2) for _, number in places], edges
+
+
+def scene_records(job, centre):
+    """What the tables need of a scene: its records, and its map polygons with their window and shift."""
+    world = world_of(job.seed, job.index, job.keyframes, job.right_hand)
+    layout = world.layout
+    shift = np.round(np.array(centre) - layout.lower - layout.extent / 2, 3)
+    part = scene_part(world, job, shift, describe(world))
+    return part, (layout.map, shift, layout.lower, layout.lower + layout.extent)
 
 
 def describe(world) -> str:

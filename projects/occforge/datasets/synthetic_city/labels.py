@@ -153,7 +153,8 @@ def _object_votes(world, moment, seen, shape, voxel, lower, per, margin):
         if (last < first).any():
             continue
         axes = [
-            lower[k] + (np.arange(first[k], last[k] + 1) * voxel)[:, None] + offset - centre[p, k] for k in range(3)
+            (lower[k] + (np.arange(first[k], last[k] + 1) * voxel)[:, None] + offset - centre[p, k]).astype(np.float32)
+            for k in range(3)
         ]
         inside = _inside(turn[p], kind[p], half[p], top[p], shift[p], margin, *(a.ravel() for a in axes))
         number = [len(a) for a in axes]
@@ -176,6 +177,8 @@ def _object_votes(world, moment, seen, shape, voxel, lower, per, margin):
 
 def _inside(turn, kind, half, top, shift, margin, x, y, z):
     """Which points of the lattice x, y, z (ego axes, about the centre) are within ``margin`` of the solid."""
+    turn, half, top = turn.astype(np.float32), half.astype(np.float32), top.astype(np.float32)
+    shift, margin = np.float32(shift), np.float32(margin)
     local = [
         turn[0, k] * x[:, None, None] + turn[1, k] * y[None, :, None] + turn[2, k] * z[None, None, :] for k in range(3)
     ]
