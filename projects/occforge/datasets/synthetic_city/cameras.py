@@ -145,7 +145,7 @@ def _develop(world, image, rng):
     h, w = image.shape[:2]
     light = world.light
     y, x = np.ogrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
-    image *= (light.exposure * 0.62 * (1 - 0.16 * (x * x + y * y))).astype(np.float32)[..., None]
+    image *= (light.exposure * 0.72 * (1 - 0.16 * (x * x + y * y))).astype(np.float32)[..., None]
     image = cv2.GaussianBlur(image, (0, 0), 0.45 * w / 800 + 0.1)
     np.maximum(image, 0, out=image)
     image = image / (1 + 0.22 * image)  # the shoulder of the film

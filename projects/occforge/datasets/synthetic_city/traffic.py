@@ -351,9 +351,9 @@ class Town:
             )
         for end in (s, s + length):
             put(make.barrier(rng, style), end, middle, np.radians(rng.normal(0, 6)), margin=-0.05)
-        for _k in range(int(rng.integers(6, 11))):
+        for _ in range(int(rng.integers(9, 15))):
             at = s + length / 2 + rng.uniform(-0.7, 0.7) * length
-            d = strip[0] + rng.choice([-0.45, 0.35, 1.2, 2.2]) + rng.normal(0, 0.15)
+            d = strip[0] + rng.choice([-0.5, -0.5, 0.35, 1.2, 2.2]) + rng.normal(0, 0.15)
             put(make.traffic_cone(rng), at, d, rng.uniform(0, 1.5), margin=0.05)
         for _ in range(int(rng.integers(1, 4))):
             model = make.pedestrian(rng, 'human.pedestrian.construction_worker')
