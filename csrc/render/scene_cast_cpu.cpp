@@ -188,8 +188,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> scene_bvh(const at::Tensor& primi
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cast_cpu(
     const at::Tensor& primitives, const at::Tensor& bounds, const at::Tensor& links, const at::Tensor& order,
-    const at::Tensor& heights, const at::Tensor& maxima, double x0, double y0, double cell, double top, const at::Tensor& origins,
-    const at::Tensor& directions, double near, double far, bool any_hit) {
+    const at::Tensor& heights, const at::Tensor& maxima, double x0, double y0, double cell, double top,
+    const at::Tensor& origins, const at::Tensor& directions, double near, double far, bool any_hit) {
   const at::Tensor p = primitives.contiguous(), b = bounds.contiguous(), l = links.contiguous(), q = order.contiguous(),
                    h = heights.contiguous(), m = maxima.contiguous(), o = origins.contiguous(),
                    d = directions.contiguous();
@@ -202,7 +202,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cas
                    p.size(0)};
   scene::Ground ground;
   if (h.numel() > 0) {
-    ground = scene::Ground{h.const_data_ptr<float>(), m.const_data_ptr<float>(), h.size(0), h.size(1), x0, y0, cell, top};
+    ground =
+        scene::Ground{h.const_data_ptr<float>(), m.const_data_ptr<float>(), h.size(0), h.size(1), x0, y0, cell, top};
   }
   const int64_t full = any_hit ? 0 : rays;  // a visibility question needs no details
   at::Tensor primitive = at::empty({rays}, d.options().dtype(at::kInt));

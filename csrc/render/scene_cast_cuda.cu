@@ -30,8 +30,8 @@ __global__ void cast_kernel(scene::Tree tree, scene::Ground ground, const double
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cast_cuda(
     const at::Tensor& primitives, const at::Tensor& bounds, const at::Tensor& links, const at::Tensor& order,
-    const at::Tensor& heights, const at::Tensor& maxima, double x0, double y0, double cell, double top, const at::Tensor& origins,
-    const at::Tensor& directions, double near, double far, bool any_hit) {
+    const at::Tensor& heights, const at::Tensor& maxima, double x0, double y0, double cell, double top,
+    const at::Tensor& origins, const at::Tensor& directions, double near, double far, bool any_hit) {
   const c10::cuda::CUDAGuard guard(directions.device());
   const at::Tensor p = primitives.contiguous(), b = bounds.contiguous(), l = links.contiguous(), q = order.contiguous(),
                    h = heights.contiguous(), m = maxima.contiguous(), o = origins.contiguous(),
@@ -45,7 +45,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cas
                    p.size(0)};
   scene::Ground ground;
   if (h.numel() > 0) {
-    ground = scene::Ground{h.const_data_ptr<float>(), m.const_data_ptr<float>(), h.size(0), h.size(1), x0, y0, cell, top};
+    ground =
+        scene::Ground{h.const_data_ptr<float>(), m.const_data_ptr<float>(), h.size(0), h.size(1), x0, y0, cell, top};
   }
   const int64_t full = any_hit ? 0 : rays;
   at::Tensor primitive = at::empty({rays}, d.options().dtype(at::kInt));

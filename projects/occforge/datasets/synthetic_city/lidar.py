@@ -64,7 +64,8 @@ def sweep(world: World, moment: Moment, lidar: Lidar, rng) -> Sweep:
     power = reflect * (0.35 + 0.65 * slant) * np.exp(-distance / 70)
     intensity = np.clip(np.rint(power * 160 * (1 - 0.5 * book.gloss[material])), 0, 255)
     lost = 0.02 + 0.1 * book.gloss[material] + 0.35 * (distance / lidar.max_range) ** 2 + 0.25 * (slant < 0.03)
-    noisy = distance + rng.normal(0, lidar.noise, len(row))
+    spread = lidar.noise * np.minimum(0.35 + distance / 30, 1)  # echoes from near by are sharper
+    noisy = distance + rng.standard_normal(len(row)) * spread
     stay = np.flatnonzero((rng.random(len(row)) > lost) & (noisy > 0.5))
     points = np.empty((len(stay), 5), np.float32)
     points[:, :3] = local[stay] * noisy[stay, None]
