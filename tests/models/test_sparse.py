@@ -172,11 +172,13 @@ def test_neighbours_are_cached_by_key():
 def test_dense_orders_and_gradient():
     x = make(grad=True)
     volume = x.dense()
-    assert volume.shape == (2, 3, *SHAPE) and volume.is_contiguous()
+    assert volume.shape == (2, 3, *SHAPE) and volume.is_contiguous(memory_format=torch.channels_last_3d)
     b, i, j, k = x.coords[5].tolist()
     assert torch.equal(volume[b, :, i, j, k], x.features[5])
     turned = x.dense('zyx')
-    assert turned.is_contiguous() and torch.equal(turned, volume.permute(0, 1, 4, 3, 2))
+    assert turned.is_contiguous(memory_format=torch.channels_last_3d) and torch.equal(
+        turned, volume.permute(0, 1, 4, 3, 2)
+    )
     weight = torch.randn_like(volume)
     (volume * weight).sum().backward()
     b, i, j, k = x.coords.long().unbind(1)

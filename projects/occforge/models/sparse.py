@@ -130,7 +130,11 @@ class SparseTensor:
         return None if key is None else self.indice_dict.get(key)
 
     def dense(self, order: str = 'xyz') -> Tensor:
-        """(B, C, X, Y, Z) with zeros elsewhere, or (B, C, Z, Y, X) with ``order='zyx'``; contiguous, differentiable."""
+        """(B, C, X, Y, Z) with zeros elsewhere, or (B, C, Z, Y, X) with ``order='zyx'``; differentiable.
+
+        The memory is channels-last, in which a voxel's features are written in one piece and 3D convolutions run
+        fastest.
+        """
         if order not in ('xyz', 'zyx'):
             raise ValueError(f"order: expected 'xyz' or 'zyx', found {order!r}")
         shape, coords = self.spatial_shape, self.coords
@@ -138,9 +142,9 @@ class SparseTensor:
             shape, coords = shape[::-1], coords[:, [0, 3, 2, 1]]
         cells, channels = math.prod(shape), self.features.shape[1]
         key = linear_key(coords, shape)
-        volume = self.features.new_zeros(self.batch_size, channels, cells)
-        volume.transpose(1, 2)[key // cells, key % cells] = self.features
-        return volume.view(self.batch_size, channels, *shape)
+        volume = self.features.new_zeros(self.batch_size, cells, channels)
+        volume[key // cells, key % cells] = self.features
+        return volume.transpose(1, 2).unflatten(2, shape)
 
     def __repr__(self):
         return (
