@@ -1,0 +1,40 @@
+# FusionOcc, small, on the frames of a sample folder (tools/create_data.py keyframe): shows that the whole path works on
+# real sensor data. It learns these frames by heart and is tested on them; it says nothing about other frames.
+_base_ = './fusion_occ_synthetic.py'
+
+data_root = 'data/nuscenes_keyframe/'
+
+# No augmentation, no earlier clouds, and no classes of the pixels: such folders have no lidarseg.
+pipeline = [
+    *_base_.read_cameras_test,
+    *_base_.read_labels,
+    *_base_.read_lidar,
+    *_base_.depth_of_pixels,
+    *_base_.to_ego,
+    dict(type='EgoPointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
+    *_base_.no_flip,
+    *_base_.pack,
+]
+frames = dict(
+    type=_base_.dataset_type,
+    data_root=data_root,
+    ann_file='nuscenes_infos_train.pkl',
+    num_adjacent=0,
+    pipeline=pipeline,
+)
+train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=40, dataset=frames))
+val_dataloader = dict(dataset=dict(data_root=data_root, ann_file='nuscenes_infos_val.pkl', num_adjacent=0, pipeline=pipeline))
+test_dataloader = val_dataloader
+
+linked_fields = [
+    dict(name='use_mask', value=_base_.use_mask, to='model.use_mask'),
+    dict(
+        name='data_root',
+        value=data_root,
+        to=[
+            'train_dataloader.dataset.dataset.data_root',
+            'val_dataloader.dataset.data_root',
+            'test_dataloader.dataset.data_root',
+        ],
+    ),
+]
