@@ -20,3 +20,12 @@
 #else
 #define OCC_CLONES
 #endif
+
+// Before a short loop of constant length over an array: unrolled, so that the array lives in registers.
+#if defined(__CUDA_ARCH__) || defined(__clang__)
+#define OCC_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__) && !defined(__CUDACC__)
+#define OCC_UNROLL _Pragma("GCC unroll 16")
+#else
+#define OCC_UNROLL
+#endif

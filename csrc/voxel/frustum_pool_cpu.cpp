@@ -6,11 +6,13 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "voxel/frustum_pool_check.h"
 
 namespace occforge {
+
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -117,19 +119,43 @@ void check_dropped(const PoolArguments<scalar_t>& a) {
   }
 }
 
-// W channels of one cell from `channel` on; the sums stay in registers.
-template <int W, typename scalar_t, typename out_t>
-OCC_HD void pool_channels(const PoolArguments<scalar_t>& a, int64_t channel, int64_t first, int64_t last, out_t* row) {
-  scalar_t sum[W];
-  for (int w = 0; w < W; ++w) sum[w] = 0;
-  for (int64_t k = first; k < last; ++k) {
-    pool_point<W>(a.shape, a.depth, a.feat, a.channels, channel, a.point[k], sum);
+// Running sums of 32 bytes of neighbouring channels. Left to themselves compilers interchange the loops over points and
+// channels and then vectorise neither.
+template <typename scalar_t>
+struct ManyChannels {
+  typedef scalar_t vector_t __attribute__((vector_size(32), aligned(alignof(scalar_t)), may_alias));
+  static constexpr int kChannels = 32 / sizeof(scalar_t);
+  vector_t sum;
+  OCC_HD void add(scalar_t weight, const scalar_t* row, int w) {
+    sum += weight * reinterpret_cast<const vector_t*>(row)[w];
   }
-  for (int w = 0; w < W; ++w) row[channel + w] = static_cast<out_t>(sum[w]);
+  OCC_HD void add_product(const scalar_t* a, const scalar_t* b, int w) {
+    sum += reinterpret_cast<const vector_t*>(a)[w] * reinterpret_cast<const vector_t*>(b)[w];
+  }
+  OCC_HD scalar_t total() const {
+    scalar_t all = 0;
+    OCC_UNROLL
+    for (int c = 0; c < kChannels; ++c) all += sum[c];
+    return all;
+  }
+};
+
+// W lanes of one cell from `channel` on; the sums stay in registers.
+template <int W, typename lane_t, typename scalar_t, typename out_t>
+OCC_HD void pool_channels(const PoolArguments<scalar_t>& a, int64_t channel, int64_t first, int64_t last, out_t* row) {
+  lane_t sums[W] = {};
+  for (int64_t k = first; k < last; ++k) {
+    pool_point<W, scalar_t>(a.shape, a.depth, a.feat, a.channels, channel, a.point[k], sums);
+  }
+  scalar_t flat[W * lane_t::kChannels];
+  std::memcpy(flat, sums, sizeof(flat));
+  for (int c = 0; c < W * lane_t::kChannels; ++c) row[channel + c] = static_cast<out_t>(flat[c]);
 }
 
 template <typename scalar_t, typename out_t>
 OCC_HD void pool_cells(const PoolArguments<scalar_t>& a, int64_t begin, int64_t end, out_t* out) {
+  using wide_t = ManyChannels<scalar_t>;
+  constexpr int kWide = wide_t::kChannels;
   for (int64_t v = begin; v < end; ++v) {
     out_t* row = out + v * a.channels;
     const int64_t first = a.offset[v], last = a.offset[v + 1];
@@ -137,10 +163,11 @@ OCC_HD void pool_cells(const PoolArguments<scalar_t>& a, int64_t begin, int64_t 
     if (first == last) {
       for (; c < a.channels; ++c) row[c] = out_t(0);
     }
-    for (; c + 32 <= a.channels; c += 32) pool_channels<32>(a, c, first, last, row);
-    for (; c + 16 <= a.channels; c += 16) pool_channels<16>(a, c, first, last, row);
-    for (; c + 8 <= a.channels; c += 8) pool_channels<8>(a, c, first, last, row);
-    for (; c < a.channels; ++c) pool_channels<1>(a, c, first, last, row);
+    for (; c + 8 * kWide <= a.channels; c += 8 * kWide) pool_channels<8, wide_t>(a, c, first, last, row);
+    for (; c + 4 * kWide <= a.channels; c += 4 * kWide) pool_channels<4, wide_t>(a, c, first, last, row);
+    for (; c + 2 * kWide <= a.channels; c += 2 * kWide) pool_channels<2, wide_t>(a, c, first, last, row);
+    for (; c + kWide <= a.channels; c += kWide) pool_channels<1, wide_t>(a, c, first, last, row);
+    for (; c < a.channels; ++c) pool_channels<1, OneChannel<scalar_t>>(a, c, first, last, row);
   }
 }
 
@@ -228,32 +255,30 @@ struct BackwardArguments {
   scalar_t *grad_depth, *grad_feat;
 };
 
-// W channels of one pixel: adds to `dots` (one a point) and writes W gradients of the features.
-template <int W, typename scalar_t>
+// W lanes of one pixel: adds to `dots` (one a point) and writes the gradients of the features.
+template <int W, typename lane_t, typename scalar_t>
 OCC_HD void backward_channels(const BackwardArguments<scalar_t>& a, int64_t pixel, int64_t channel, int64_t count,
                               const int64_t* cell, const scalar_t* weight, scalar_t* dots) {
-  scalar_t feat[W], sum[W];
-  const scalar_t* from = a.feat + pixel * a.channels + channel;
-  for (int w = 0; w < W; ++w) feat[w] = from[w];
-  for (int w = 0; w < W; ++w) sum[w] = 0;
+  const scalar_t* feat = a.feat + pixel * a.channels + channel;
+  lane_t sums[W] = {};
   for (int64_t k = 0; k < count; ++k) {
-    const scalar_t* row = a.grad + cell[k] * a.channels + channel;
-    scalar_t dot = 0;
-    const scalar_t at = weight[k];
-#pragma omp simd reduction(+ : dot)
+    const scalar_t* grad = a.grad + cell[k] * a.channels + channel;
+    lane_t dot = {};
+    OCC_UNROLL
     for (int w = 0; w < W; ++w) {
-      dot += row[w] * feat[w];
-      sum[w] += at * row[w];
+      dot.add_product(grad, feat, w);
+      sums[w].add(weight[k], grad, w);
     }
-    dots[k] += dot;
+    dots[k] += dot.total();
   }
-  scalar_t* to = a.grad_feat + pixel * a.channels + channel;
-  for (int w = 0; w < W; ++w) to[w] = sum[w];
+  std::memcpy(a.grad_feat + pixel * a.channels + channel, sums, sizeof(sums));
 }
 
 template <typename scalar_t>
 OCC_HD void backward_pixels(const BackwardArguments<scalar_t>& a, int64_t begin, int64_t end, int64_t* cell,
                             scalar_t* weight, scalar_t* dots) {
+  using wide_t = ManyChannels<scalar_t>;
+  constexpr int kWide = wide_t::kChannels;
   for (int64_t pixel = begin; pixel < end; ++pixel) {
     const int64_t camera = pixel / a.shape.pixels;
     const int64_t base = camera * a.shape.bins * a.shape.pixels + pixel % a.shape.pixels;
@@ -266,10 +291,14 @@ OCC_HD void backward_pixels(const BackwardArguments<scalar_t>& a, int64_t begin,
       dots[count++] = 0;
     }
     int64_t c = 0;
-    for (; c + 32 <= a.channels; c += 32) backward_channels<32>(a, pixel, c, count, cell, weight, dots);
-    for (; c + 16 <= a.channels; c += 16) backward_channels<16>(a, pixel, c, count, cell, weight, dots);
-    for (; c + 8 <= a.channels; c += 8) backward_channels<8>(a, pixel, c, count, cell, weight, dots);
-    for (; c < a.channels; ++c) backward_channels<1>(a, pixel, c, count, cell, weight, dots);
+    for (; c + 4 * kWide <= a.channels; c += 4 * kWide) {
+      backward_channels<4, wide_t>(a, pixel, c, count, cell, weight, dots);
+    }
+    for (; c + 2 * kWide <= a.channels; c += 2 * kWide) {
+      backward_channels<2, wide_t>(a, pixel, c, count, cell, weight, dots);
+    }
+    for (; c + kWide <= a.channels; c += kWide) backward_channels<1, wide_t>(a, pixel, c, count, cell, weight, dots);
+    for (; c < a.channels; ++c) backward_channels<1, OneChannel<scalar_t>>(a, pixel, c, count, cell, weight, dots);
     count = 0;
     for (int64_t d = 0; d < a.shape.bins; ++d) {
       const int64_t i = base + d * a.shape.pixels;

@@ -74,13 +74,12 @@ __global__ void pool_kernel(FrustumShape shape, int64_t cells, int64_t channels,
   if (i >= cells * groups) return;
   const int64_t v = i / groups, channel = (i - v * groups) * W;
   const int64_t first = offset[v] < 0 ? 0 : offset[v], last = offset[v + 1] > points ? points : offset[v + 1];
-  acc_t acc[W];
-  for (int w = 0; w < W; ++w) acc[w] = 0;
+  OneChannel<acc_t> sums[W] = {};
   for (int64_t k = first; k < last; ++k) {
     if (point[k] < 0 || point[k] >= points) continue;
-    pool_point<W>(shape, depth, feat, channels, channel, point[k], acc);
+    pool_point<W, acc_t>(shape, depth, feat, channels, channel, point[k], sums);
   }
-  for (int w = 0; w < W; ++w) out[v * channels + channel + w] = static_cast<scalar_t>(acc[w]);
+  for (int w = 0; w < W; ++w) out[v * channels + channel + w] = static_cast<scalar_t>(sums[w].total());
 }
 
 at::Tensor frustum_pool_cuda(const at::Tensor& depth_, const at::Tensor& feat_, const at::Tensor& voxel,

@@ -76,13 +76,32 @@ OCC_HD int64_t cell_of_point(const VoxelFrame& frame, const scalar_t* point) {
   return (index[2] * frame.size[1] + index[1]) * frame.size[0] + index[0];
 }
 
-// acc[0..W) += w[i] F[f(i), channel..channel + W) for one frustum point i.
-template <int W, typename acc_t, typename scalar_t>
+// Running sums of one channel. The CPU code has a second form of this, of several neighbouring channels at once.
+template <typename acc_t>
+struct OneChannel {
+  static constexpr int kChannels = 1;
+  acc_t sum;
+  // += weight * the w-th lane of a row
+  template <typename scalar_t>
+  OCC_HD void add(acc_t weight, const scalar_t* row, int w) {
+    sum += weight * static_cast<acc_t>(row[w]);
+  }
+  // += the w-th lanes of two rows multiplied, channel by channel
+  template <typename scalar_t>
+  OCC_HD void add_product(const scalar_t* a, const scalar_t* b, int w) {
+    sum += static_cast<acc_t>(a[w]) * static_cast<acc_t>(b[w]);
+  }
+  OCC_HD acc_t total() const { return sum; }
+};
+
+// sums[0..W) += w[i] F[f(i), W lanes from `channel` on] for one frustum point i.
+template <int W, typename acc_t, typename lane_t, typename scalar_t>
 OCC_HD void pool_point(const FrustumShape& shape, const scalar_t* depth, const scalar_t* feat, int64_t channels,
-                       int64_t channel, int64_t point, acc_t* acc) {
+                       int64_t channel, int64_t point, lane_t* sums) {
   const acc_t weight = static_cast<acc_t>(depth[point]);
   const scalar_t* row = feat + shape.pixel_of(point) * channels + channel;
-  for (int w = 0; w < W; ++w) acc[w] += weight * static_cast<acc_t>(row[w]);
+  OCC_UNROLL
+  for (int w = 0; w < W; ++w) sums[w].add(weight, row, w);
 }
 
 }  // namespace occforge
