@@ -164,6 +164,11 @@ def test_no_workers_means_no_persistent_ones(write):
     assert cfg.val_dataloader.num_workers == 0 and not cfg.val_dataloader.persistent_workers
 
 
+def test_a_dataloader_that_is_switched_off_stays_off(write):
+    cfg = load_config(write('base.py', BASE), ['val_dataloader=None', 'data.workers_per_gpu=0'])
+    assert cfg.val_dataloader is None and cfg.train_dataloader.num_workers == 0
+
+
 @pytest.mark.parametrize(
     'override, hint',
     [

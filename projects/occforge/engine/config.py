@@ -363,10 +363,14 @@ def _parse_overrides(overrides: Iterable[str] | dict[str, Any]) -> dict[str, Any
 
 def _apply_overrides(cfg: Config, changes: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
     """Merge the overrides into ``cfg``; returns them under the names they have there."""
-    applied = {}
+    applied: dict[str, Any] = {}
+    switched_off = {key for key, value in changes.items() if value is None}
     for given, value in changes.items():
         adding = given.startswith('+')
-        for key in _expand_alias(given.lstrip('+'), cfg):
+        keys = _expand_alias(given.lstrip('+'), cfg)
+        if len(keys) > 1:  # one spelling for several fields, of which this very command may remove some
+            keys = [key for key in keys if key.split('.')[0] not in switched_off]
+        for key in keys:
             if not adding:
                 _check_key(cfg, key, given)
             applied[key] = value
