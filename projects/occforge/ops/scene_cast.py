@@ -152,15 +152,27 @@ def tile_maxima(heights: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.max_pool2d(padded, TILE + 1, TILE)[0, 0].contiguous()
 
 
+# (ray, cell of the ground) pairs that the reference holds at a time, some hundred bytes each
+_REFERENCE_PAIRS = 1 << 21
+
+
 def scene_cast_reference(
     primitives, heights, x0, y0, cell, origins, directions, near, far, any_hit
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Every ray against every primitive and every cell of the ground, in plain torch. Memory R x cells: for tests.
+    """Every ray against every primitive and every cell of the ground, in plain torch: for tests, and where nothing is
+    compiled. Time R x cells, memory in slices of rays.
 
     Arguments and results as the operator ``occforge::scene_cast``.
     """
     rays = len(directions)
     origins = origins.expand(rays, 3)
+    step = max(1, _REFERENCE_PAIRS // max(1, heights.numel()))
+    if rays > step:
+        slices = [
+            scene_cast_reference(primitives, heights, x0, y0, cell, o, d, near, far, any_hit)
+            for o, d in zip(origins.split(step), directions.split(step))
+        ]
+        return tuple(torch.cat(parts) for parts in zip(*slices))
     best = torch.full((rays,), math.inf, dtype=torch.float64)
     primitive = torch.full((rays,), -1, dtype=torch.int32)
     normal = torch.zeros(rays, 3, dtype=torch.float64)
