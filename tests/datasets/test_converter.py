@@ -132,6 +132,16 @@ def test_occupancy_labels_are_named_where_they_are(tables, tmp_path):
     assert items[0]['occ_path'] == f'gts/scene-0061/{token}/labels.npz' and 'occ_path' not in items[1]
 
 
+def test_the_city(tiny_city):
+    problems, looked_at = check.check_dataset(tiny_city, quiet=True)
+    assert problems == []
+    assert looked_at['samples'] == looked_at['occupancy labels'] == 6 and looked_at['images'] == 36
+    _, items = load_infos(tiny_city / 'nuscenes_infos_val.pkl')
+    assert list(items[0]['images']) == list(nuscenes_converter.CAMERA_ORDER)
+    assert all(item['instances'] and item['pts_semantic_mask_path'] for item in items)
+    assert [len(item['lidar_sweeps']) for item in items] == [0, 10, 10]
+
+
 def test_custom_splits_and_missing_files(tmp_path):
     mini_world.write_tables(tmp_path, scenes=('a', 'b', 'c'), frames=1, sweeps=0)
     with pytest.raises(DataError, match=r'none of its 3 scenes can be used \(3 in no split'):

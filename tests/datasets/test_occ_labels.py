@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from occforge.datasets.info_files import save_infos
+from occforge.datasets.info_files import load_infos, save_infos
 from occforge.datasets.occ3d import CLASS_NAMES, FREE, read_labels
 from occforge.datasets.preparation import occ_labels
 from occforge.errors import DataError
@@ -160,6 +160,19 @@ def test_scores_of_known_labels():
     geometric, mean, by_class = occ_labels.scores(matrix)
     assert geometric == pytest.approx(100 * 16 / 20) and by_class[4] == pytest.approx(60) and by_class[11] == 100
     assert mean == pytest.approx(80) and np.isnan(by_class[0])
+
+
+@pytest.mark.parametrize('lidarseg', [True, False])
+def test_on_the_city_they_come_near_the_true_labels(tiny_city, tmp_path, lidarseg):
+    _, items = load_infos(tiny_city / 'nuscenes_infos_val.pkl')
+    settings = occ_labels.DEFAULT_SETTINGS._replace(use_lidarseg=lidarseg)
+    assert occ_labels.make_labels(items, tiny_city, tmp_path, settings, workers=2, quiet=True) == 3
+    matrix = occ_labels.compare_labels(items, tmp_path, tiny_city / 'gts', 'mask_lidar')
+    geometric, mean, by_class = occ_labels.scores(matrix)
+    assert geometric > 60
+    assert mean > (50 if lidarseg else 20)
+    objects = [number for number in occ_labels.OBJECT_CLASSES if matrix[number].sum() > 100]
+    assert objects and np.nanmean(by_class[objects]) > 45
 
 
 def run_tool(name, *arguments):

@@ -405,8 +405,8 @@ def _label_from_neighbours(cloud: _Cloud) -> _Cloud:
 def _label_background(cloud: _Cloud, settings: LabelSettings, cell: float = 1.0, height: float = 0.25) -> _Cloud:
     """Without lidarseg: ground or background, by the height over the lowest points around.
 
-    The ground of a cell of ``cell`` metres is the lower envelope of the cells around it (median of the 3x3 minima),
-    which a single stray echo below the ground does not pull down.
+    The ground of a cell of ``cell`` metres is the median of the 3x3 minima around it, which a single stray echo below
+    the ground does not pull down, and at most 0.3 m above the lower end of the 7x7 minima, so that a wall is no ground.
     """
     labels = np.full(len(cloud.points), settings.background_class, dtype=np.uint8)
     if settings.ground_class is not None and len(cloud.points):
@@ -420,7 +420,7 @@ def _label_background(cloud: _Cloud, settings: LabelSettings, cell: float = 1.0,
         # empty cells take their nearest neighbour's height so that the filters see a whole picture
         index = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
         filled = lowest[tuple(index)]
-        ground = np.minimum(ndimage.median_filter(filled, size=3), ndimage.percentile_filter(filled, 20, size=7) + 0.5)
+        ground = np.minimum(ndimage.median_filter(filled, size=3), ndimage.percentile_filter(filled, 20, size=7) + 0.3)
         above = cloud.points[:, 2] - ground[cells[:, 0], cells[:, 1]]
         labels[above < height] = settings.ground_class
     return _Cloud(cloud.points, labels)
@@ -532,7 +532,7 @@ def _camera_mask(semantics, item, ego2global, settings):
 
 def _fill_ground(semantics, settings):
     """Close gaps between ground voxels: a column without anything in it up to the ground's height, with ground within
-    ``fill_ground`` cells on opposite sides, takes the nearest ground column's class and height."""
+    ``fill_ground`` cells on opposite sides, takes the nearest ground column's class, at the median height."""
     from scipy import ndimage
 
     ground_classes = list(GROUND_CLASSES)
@@ -551,11 +551,12 @@ def _fill_ground(semantics, settings):
     index = ndimage.distance_transform_edt(~has, return_distances=False, return_indices=True)
     at = np.nonzero(empty)
     source = (index[0][at], index[1][at])
-    height = level[source]
+    # the neighbourhood's height: a single odd column (the foot of a wall) must not raise the ground around it
+    height = ndimage.median_filter(level[tuple(index)], size=5)[at]
     filled = semantics.copy()
     free = semantics[at[0], at[1], height] == FREE
     target = (at[0][free], at[1][free], height[free])
-    filled[target] = semantics[source[0][free], source[1][free], height[free]]
+    filled[target] = semantics[source[0][free], source[1][free], level[source][free]]
     return filled
 
 
