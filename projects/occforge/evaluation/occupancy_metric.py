@@ -15,6 +15,7 @@ from terminaltables import AsciiTable
 from occforge.datasets.occ3d import CLASS_NAMES, FREE
 from occforge.errors import ConfigError, DataError
 from occforge.fileio import atomic_write
+from occforge.ops import confusion_matrix
 
 MASKS = ('no_mask', 'camera_mask', 'lidar_mask')
 EVAL_MASKS = {'none': 'no_mask', 'camera': 'camera_mask', 'lidar': 'lidar_mask'}
@@ -50,7 +51,9 @@ def masked_confusions(pred, target, mask_camera, mask_lidar, num_classes: int) -
             raise DataError(f'{name} has shape {tuple(mask.shape)}, the labels {fine}')
     factors = [f // s for f, s in zip(fine, shape)]
     # The masks go into the row as two bits, so that one count serves all three; a slab of x at a time bounds memory.
-    total = torch.zeros(4 * num_classes * num_classes, dtype=torch.int64, device=pred.device)
+    rows = 4 * num_classes
+    row_type = torch.uint8 if rows < 256 else torch.int64
+    total = torch.zeros(rows, rows, dtype=torch.int64, device=pred.device)
     slab = max(1, (1 << 21) // max(1, factors[0] * int(np.prod(fine[1:]))))
     for start in range(0, shape[0], slab):
         here = slice(start * factors[0], (start + slab) * factors[0])
@@ -58,12 +61,12 @@ def masked_confusions(pred, target, mask_camera, mask_lidar, num_classes: int) -
         for axis, factor in enumerate(factors):
             if factor > 1:
                 predicted = predicted.repeat_interleave(factor, dim=axis)
-        labels = target[here].to(torch.int64)
-        bits = mask_camera[here].to(torch.int64) + 2 * mask_lidar[here].to(torch.int64)
-        code = (bits * num_classes + labels) * num_classes + predicted
-        known = (labels >= 0) & (labels < num_classes)
-        total += torch.bincount(code[known], minlength=total.numel())
-    by_bits = total.view(4, num_classes, num_classes)
+        labels = target[here]
+        bits = (mask_camera[here] != 0).to(row_type) + 2 * (mask_lidar[here] != 0).to(row_type)
+        row = bits * num_classes + labels.to(row_type)
+        row[(labels < 0) | (labels >= num_classes)] = rows  # out of range: not counted
+        total += confusion_matrix(predicted.contiguous(), row, rows)
+    by_bits = total[:, :num_classes].unflatten(0, (4, num_classes))
     return torch.stack([by_bits.sum(0), by_bits[1] + by_bits[3], by_bits[2] + by_bits[3]])
 
 
