@@ -23,7 +23,9 @@ frames = dict(
     pipeline=pipeline,
 )
 train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=40, dataset=frames))
-val_dataloader = dict(dataset=dict(data_root=data_root, ann_file='nuscenes_infos_val.pkl', num_adjacent=0, pipeline=pipeline))
+val_dataloader = dict(
+    dataset=dict(data_root=data_root, ann_file='nuscenes_infos_val.pkl', num_adjacent=0, pipeline=pipeline)
+)
 test_dataloader = val_dataloader
 
 linked_fields = [
