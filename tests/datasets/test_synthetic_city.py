@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from occforge.datasets import occ3d
 from occforge.datasets.synthetic_city import cameras, frames, generate, load_rig
 from occforge.datasets.synthetic_city import generate as generate_function
@@ -280,17 +281,33 @@ def test_points_fall_into_voxels_of_their_class(nusc):
     assert hollow <= 0.002 * total
 
 
+def dense_scan(world, moment, sensor):
+    """A look around from the LiDAR's place, a third of a degree apart: hits (N, 3) and their agents, -1 ground."""
+    from occforge.datasets.synthetic_city import lidar
+
+    pose = lidar.lidar_pose(sensor, moment.ego)
+    azimuth = np.radians(np.arange(0, 360, 0.36))
+    elevation = np.radians(np.concatenate([np.arange(-57, -14, 1.0), np.arange(-14, 18, 0.2), np.arange(18, 40, 1.0)]))
+    rays = np.stack([
+        np.outer(np.cos(elevation), np.cos(azimuth)), np.outer(np.cos(elevation), np.sin(azimuth)),
+        np.repeat(np.sin(elevation)[:, None], len(azimuth), 1),
+    ], -1).reshape(-1, 3)  # fmt: skip
+    hits = moment.scene.cast(torch.from_numpy(pose[None, :3, 3].copy()), torch.from_numpy(rays), far=75.0)
+    primitive = hits.primitive.numpy()
+    keep = np.flatnonzero(primitive >= 0)
+    owner = np.append(world.owner, -1)
+    return pose[:3, 3] + rays[keep] * hits.distance.numpy()[keep, None], owner[primitive[keep]]
+
+
 def test_points_agree_in_voxels_that_truly_hold_one_class(worlds):
     """As above, the classes of a voxel taken from its true surfaces (a dense scan) and not from a few points."""
     from occforge.datasets.synthetic_city import labels, lidar
 
     rig, world = load_rig(), worlds[0]
     moment, seen = world.at(0.5), labels.Seen(world)
-    for t in (0.0, 0.5, 1.0):
-        seen.add(*lidar.scan(world, world.at(t), rig.lidar))
     turn = lidar.sweep(world, moment, rig.lidar, np.random.default_rng(0))
-    seen.add(turn.exact, turn.agents)
-    seen.spread()
+    seen.add(turn.exact, turn.agents, moment.place)
+    seen.close()
     label = labels.semantics(world, moment, seen)
     back = np.linalg.inv(moment.ego)
     origin, size = np.array(occ3d.POINT_CLOUD_RANGE[:3]), occ3d.VOXEL_SIZE[0]
@@ -301,7 +318,7 @@ def test_points_agree_in_voxels_that_truly_hold_one_class(worlds):
         return np.ravel_multi_index(tuple(np.clip(at, 0, np.array(occ3d.GRID_SIZE) - 1).T), occ3d.GRID_SIZE), inside
 
     holds = np.zeros((label.size, 17), bool)
-    dense, agents = lidar.scan(world, moment, rig.lidar)
+    dense, agents = dense_scan(world, moment, rig.lidar)
     ground = agents < 0
     classes = np.where(ground, 0, occ3d.LIDARSEG_TO_OCC[world.label[agents]])
     classes[ground] = occ3d.LIDARSEG_TO_OCC[world.layout.label_at(dense[ground, :2])]

@@ -90,14 +90,13 @@ def write_sweeps(job: Job) -> None:
         turn = lidar.sweep(world, moment, job.rig.lidar, rng)
         with atomic_write(root / job.lidar_file(number), durable=False) as file:
             file.write(turn.points.tobytes())
-        seen.add(turn.exact, turn.agents)
+        seen.add(turn.exact, turn.agents, moment.place)
         if number % SWEEPS == 0:
-            seen.add(*lidar.scan(world, moment, job.rig.lidar))
             token = job.key_lidar_tokens[number // SWEEPS]
             with atomic_write(root / 'lidarseg' / job.version / f'{token}_lidarseg.bin', durable=False) as file:
                 file.write(turn.labels.tobytes())
-    seen.spread()
-    _save(done, cells=np.packbits(seen.cells), agents=seen.agents)
+    seen.close()
+    _save(done, cells=seen.cells, agents=seen.agents)
 
 
 def write_frame(job: Job, frame: int) -> None:
@@ -138,11 +137,8 @@ def write_frame(job: Job, frame: int) -> None:
 
 def load_seen(job: Job, world: World) -> labels.Seen:
     """What :func:`write_sweeps` stored."""
-    seen = labels.Seen(world)
     with np.load(job.state / f'{job.scene_name}.npz') as data:
-        seen.cells = np.unpackbits(data['cells'], count=int(np.prod(seen.size))).astype(bool).reshape(seen.size)
-        seen.agents = data['agents']
-    return seen
+        return labels.Seen(world, data['cells'], data['agents'])
 
 
 def observations(world: World, moment, job: Job, points) -> list:

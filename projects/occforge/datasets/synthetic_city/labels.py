@@ -2,19 +2,20 @@
 
 A voxel is judged at sample points 0.1 m apart (4 x 4 x 4 in a voxel of 0.4 m).
 
-* Objects are solid: a sample counts for an object when it is within 7 cm of one of its solids. The margin makes the
-  test conservative (a flat face anywhere in the voxel is found) and covers the range noise of the scans that real
-  labels are accumulated from.
+* Objects are their surfaces: a sample counts for an object when it is at most 7 cm outside and 10 cm inside of one of
+  its solids. The outer margin makes the test conservative (a flat face anywhere in the voxel is found) and covers the
+  range noise of the scans that real labels are accumulated from.
 * The ground is the sheet of the height field, sampled at 0.1 m over each column, 3 cm thick.
-* An object (and each building's voxel, and each patch of ground) is only there if it was seen in the scene: hit by a
-  LiDAR sweep or by the dense scan from the LiDAR's place at any key frame, as Occ3D only labels what its accumulated
-  scans hit. Buildings are therefore shells on the seen sides, movable objects, poles and plants are whole.
+* A surface is only there where the LiDAR hit it at some time in the scene, or within a voxel of such a hit, as Occ3D
+  labels what its accumulated scans hit: the far sides, the inside and the back yards that no sweep of the scene reached
+  are free. Hits on moving objects move with them.
 * A voxel that holds several classes gets the object class with the most samples if that fills at least 1/10 of it,
   else the ground's most frequent class, else the object class. Small classes weigh more (see ``WEIGHT``).
 """
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from occforge.datasets.occ3d import FREE, GRID_SIZE, LIDARSEG_TO_OCC, POINT_CLOUD_RANGE, VOXEL_SIZE
 from occforge.ops import observed_cells
@@ -27,48 +28,72 @@ from .rig import Rig
 from .world import Moment, World
 
 MARGIN = 0.07  # metres around solids
+SKIN = 0.1  # metres into solids
 SHEET = 0.03  # half thickness of the ground, metres
 FILLED = 0.1  # share of a voxel from which on an object owns it
-SEEN_CELL = 0.4  # metres, world grid of what was seen
+HIT_CELL = 0.2  # metres; hits closer together than this are kept once
 MASK_RAYS = (240, 135)  # camera rays for the camera mask, across and down, through the centres of equal blocks
 WEIGHT = np.ones(18)  # of a class's samples against those of other objects
 WEIGHT[[2, 6, 7, 8]] = 2.0  # bicycle, motorcycle, pedestrian, traffic cone
 
 
 class Seen:
-    """What the scans of a scene have hit: a world grid of cells, and agents."""
+    """Where the sweeps of a scene hit its surfaces: hits on moving agents in the agent's frame, all others in the
+    scene's.
 
-    def __init__(self, world: World):
-        self.lower = np.append(world.layout.lower, -4.0)
-        self.size = tuple(int(n) for n in np.ceil(np.append(world.layout.extent, 24.0) / SEEN_CELL))
-        self.cells = np.zeros(self.size, bool)
-        self.agents = np.zeros(len(world.agents), bool)
+    Attributes:
+        cells: (N, 3) int32 cells of ``HIT_CELL`` metres.
+        agents: (N,) int32 owner of the surface, -1 for the ground.
+    """
 
-    def add(self, points, agents):
-        """points (N, 3) scene metres, agents (N,), -1 for the ground."""
-        index = np.floor((points - self.lower) / SEEN_CELL).astype(np.int64)
-        inside = ((index >= 0) & (index < self.size)).all(1)
-        flat = np.ravel_multi_index(tuple(index[inside].T), self.size)
-        self.cells.reshape(-1)[flat] = True
-        self.agents[agents[agents >= 0]] = True
+    _BITS, _OFFSET = 14, 1 << 13  # of a cell's coordinate in a key
 
-    def spread(self):
-        """Also count the neighbours of every hit cell (26 of them) as seen, so that sparse rows leave no holes."""
-        grown = self.cells
+    def __init__(self, world: World, cells=None, agents=None):
+        self.world, self.cells, self.agents = world, cells, agents
+        self._keys = []
+
+    def add(self, points, agents, place):
+        """points (N, 3) scene metres, agents (N,), -1 for the ground, place (A, 4) of the agents at that time."""
+        cell = np.floor(self._to_own(points, agents, place) / HIT_CELL).astype(np.int64) + self._OFFSET
+        key = agents + 1
         for axis in range(3):
-            moved = grown.copy()
-            low, high = [slice(None)] * 3, [slice(None)] * 3
-            low[axis], high[axis] = slice(1, None), slice(None, -1)
-            moved[tuple(low)] |= grown[tuple(high)]
-            moved[tuple(high)] |= grown[tuple(low)]
-            grown = moved
-        self.cells = grown
+            key = (key << self._BITS) | cell[:, axis]
+        self._keys.append(np.unique(key))
 
-    def at(self, points):
-        index = np.floor((points - self.lower) / SEEN_CELL).astype(np.int64)
-        inside = ((index >= 0) & (index < self.size)).all(-1)
-        index[~inside] = 0
-        return self.cells[index[..., 0], index[..., 1], index[..., 2]] & inside
+    def close(self):
+        """Put the added sweeps together."""
+        key = np.unique(np.concatenate(self._keys))
+        mask = (1 << self._BITS) - 1
+        cells = [((key >> shift) & mask) - self._OFFSET for shift in (2 * self._BITS, self._BITS, 0)]
+        self.cells, self.agents = np.stack(cells, 1).astype(np.int32), (key >> 3 * self._BITS).astype(np.int32) - 1
+
+    def voxels(self, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
+        """(X, Y, Z) bool each: within a voxel of a hit on the ground, and of one on an object."""
+        points = (self.cells + 0.5) * HIT_CELL
+        moving = self.agents >= self.world.still
+        x, y, z, yaw = moment.place[self.agents[moving]].T
+        c, s = np.cos(yaw), np.sin(yaw)
+        u, v, w = points[moving].T
+        points[moving] = np.stack([x + c * u - s * v, y + s * u + c * v, z + w], 1)
+        back = np.linalg.inv(moment.ego)
+        points = points @ back[:3, :3].T + back[:3, 3]
+        index = np.floor((points - POINT_CLOUD_RANGE[:3]) / VOXEL_SIZE).astype(np.int64)
+        inside = ((index >= 0) & (index < GRID_SIZE)).all(1)
+        grids = []
+        for wanted in (self.agents < 0, self.agents >= 0):
+            grid = np.zeros(GRID_SIZE, np.uint8)
+            grid[tuple(index[inside & wanted].T)] = 1
+            grids.append(ndimage.maximum_filter(grid, 3, mode='constant').astype(bool))
+        return tuple(grids)
+
+    def _to_own(self, points, agents, place):
+        moving = agents >= self.world.still
+        x, y, z, yaw = place[agents[moving]].T
+        c, s = np.cos(yaw), np.sin(yaw)
+        dx, dy, dz = points[moving, 0] - x, points[moving, 1] - y, points[moving, 2] - z
+        own = points.copy()
+        own[moving] = np.stack([c * dx + s * dy, c * dy - s * dx, dz], 1)
+        return own
 
 
 def semantics(world: World, moment: Moment, seen: Seen, refine: int = 1) -> np.ndarray:
@@ -79,14 +104,24 @@ def semantics(world: World, moment: Moment, seen: Seen, refine: int = 1) -> np.n
     pitch = voxel / per
     lower = np.array(POINT_CLOUD_RANGE[:3])
     margin = 0.5 * pitch + 0.02
-    ground = _ground_votes(world, moment, seen, shape, voxel, lower)
-    objects = _object_votes(world, moment, seen, shape, voxel, lower, per, margin)
+    seen_ground, seen_objects = (
+        np.kron(grid, np.ones((refine, refine, refine), bool)).ravel() if refine > 1 else grid.ravel()
+        for grid in seen.voxels(moment)
+    )
+    ground = _among(seen_ground, *_ground_votes(world, moment, shape, voxel, lower))
+    objects = _among(seen_objects, *_object_votes(world, moment, shape, voxel, lower, per, margin))
     label = np.full(int(np.prod(shape)), FREE, np.uint8)
     for votes, least in ((objects, 0.0), (ground, 0.0), (objects, FILLED * per**3)):
         cell, cls, count = votes
         keep = count >= max(least, 1e-9)
         label[cell[keep]] = cls[keep]
     return label.reshape(shape)
+
+
+def _among(seen, cell, *values):
+    """The votes of seen voxels."""
+    keep = seen[cell]
+    return cell[keep], *(value[keep] for value in values)
 
 
 def _winners(flat, cells_classes, weight=None):
@@ -100,7 +135,7 @@ def _winners(flat, cells_classes, weight=None):
     return cell[last], cls[last].astype(np.uint8), rank[last]
 
 
-def _ground_votes(world, moment, seen, shape, voxel, lower):
+def _ground_votes(world, moment, shape, voxel, lower):
     pitch = min(0.1, voxel)
     nx, ny = (round(n * voxel / pitch) for n in shape[:2])
     x = lower[0] + pitch * (np.arange(nx) + 0.5)
@@ -113,7 +148,6 @@ def _ground_votes(world, moment, seen, shape, voxel, lower):
         surface = layout.height_at(xy)
         z += (surface - (ego[2, 0] * px + ego[2, 1] * py + ego[2, 2] * z + ego[2, 3])) / ego[2, 2]
     inside = ((xy >= layout.lower) & (xy < layout.lower + layout.extent)).all(1)
-    inside &= seen.at(np.column_stack([xy, surface]))
     labels = LIDARSEG_TO_OCC[layout.label_at(xy)].astype(np.int64)
     z = z.reshape(nx, ny)
     low, high = z.copy(), z.copy()  # the sheet between neighbouring samples: kerbs are closed
@@ -134,7 +168,7 @@ def _ground_votes(world, moment, seen, shape, voxel, lower):
     return _winners(np.concatenate(flat), None)
 
 
-def _object_votes(world, moment, seen, shape, voxel, lower, per, margin):
+def _object_votes(world, moment, shape, voxel, lower, per, margin):
     rows = moment.rows
     inverse = np.linalg.inv(moment.ego)
     centre = rows[:, 1:4] @ inverse[:3, :3].T + inverse[:3, 3]
@@ -142,7 +176,7 @@ def _object_votes(world, moment, seen, shape, voxel, lower, per, margin):
     kind, half, top, shift = rows[:, 0].astype(int), rows[:, 13:16], rows[:, 16:18], rows[:, 18]
     low, high = part_bounds(kind, centre, turn, half, top, shift)
     upper = lower + np.array(shape) * voxel
-    near = ((high + margin > lower) & (low - margin < upper)).all(1) & seen.agents[world.owner]
+    near = ((high + margin > lower) & (low - margin < upper)).all(1)
     classes = LIDARSEG_TO_OCC[world.label]
     offset = (np.arange(per) + 0.5) * (voxel / per)
     cells, votes = [], []
@@ -156,15 +190,14 @@ def _object_votes(world, moment, seen, shape, voxel, lower, per, margin):
             (lower[k] + (np.arange(first[k], last[k] + 1) * voxel)[:, None] + offset - centre[p, k]).astype(np.float32)
             for k in range(3)
         ]
-        inside = _inside(turn[p], kind[p], half[p], top[p], shift[p], margin, *(a.ravel() for a in axes))
+        lattice = [a.ravel() for a in axes]
+        inside = _inside(turn[p], kind[p], half[p], top[p], shift[p], margin, *lattice)
+        if half[p].min() > SKIN:
+            inside &= ~_inside(turn[p], kind[p], half[p], top[p], shift[p], -SKIN, *lattice)
         number = [len(a) for a in axes]
         count = inside.reshape(number[0], per, number[1], per, number[2], per).sum((1, 3, 5))
         i, j, k = np.nonzero(count)
         cell = (i + first[0]) * strides[0] + (j + first[1]) * strides[1] + (k + first[2])
-        if not world.solid[world.owner[p]]:  # the seen shell of buildings
-            middle = lower + (np.stack([i, j, k], 1) + first + 0.5) * voxel
-            visible = seen.at(middle @ moment.ego[:3, :3].T + moment.ego[:3, 3])
-            i, j, k, cell = i[visible], j[visible], k[visible], cell[visible]
         cells.append(cell * 18 + int(classes[world.owner[p]]))
         votes.append(count[i, j, k])
     if not cells:

@@ -75,25 +75,5 @@ def sweep(world: World, moment: Moment, lidar: Lidar, rng) -> Sweep:
     return Sweep(points, world.surface_label[row[stay]], owner[primitive[stay]], exact)
 
 
-def scan(world: World, moment: Moment, lidar: Lidar):
-    """A dense look around from the LiDAR's place, without noise: hits (N, 3) in the scene and agents (N,), -1 ground.
-
-    It says which surfaces can be seen at all (a quarter of a degree apart, up to 57 degrees down).
-    """
-    pose = lidar_pose(lidar, moment.ego)
-    azimuth = np.radians(np.arange(0, 360, 0.36))
-    down = np.concatenate([np.arange(-57, -14, 1.0), np.arange(-14, 18, 0.2), np.arange(18, 40, 1.0)])
-    elevation = np.radians(down)
-    rays = np.stack([
-        np.outer(np.cos(elevation), np.cos(azimuth)), np.outer(np.cos(elevation), np.sin(azimuth)),
-        np.repeat(np.sin(elevation)[:, None], len(azimuth), 1),
-    ], -1).reshape(-1, 3)  # fmt: skip
-    hits = moment.scene.cast(torch.from_numpy(pose[None, :3, 3].copy()), torch.from_numpy(rays), far=75.0)
-    primitive = hits.primitive.numpy()
-    keep = np.flatnonzero(primitive >= 0)
-    owner = np.append(world.owner, -1).astype(np.int32)
-    return pose[:3, 3] + rays[keep] * hits.distance.numpy()[keep, None], owner[primitive[keep]]
-
-
 def _turn(rotation, vectors):
     return np.stack([(vectors * rotation[k]).sum(1) for k in range(3)], 1)

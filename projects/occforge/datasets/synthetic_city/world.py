@@ -73,7 +73,6 @@ class World:
         }
         self.label = np.array([LABEL[m.category] for m in models], np.uint8)
         self.boxed = np.array([m.category in ANNOTATED for m in models])
-        self.solid = np.array([m.category != 'static.manmade' for m in models])
         self.size = np.array([m.size for m in models])
         self.offset = np.array([m.offset for m in models])
         self.maxima = tile_maxima(torch.from_numpy(self.layout.heights))
