@@ -51,7 +51,7 @@ model = dict(
     img_neck=dict(type='FPN_LSS', in_channels=64 + 128, out_channels=48, input_feature_index=(0, 1), scale_factor=2),
     img_view_transformer=dict(
         type='CrossModalLSS',
-        grid_config=dict(x=[-40.0, 40.0, 0.8], y=[-40.0, 40.0, 0.8], z=[-1.0, 5.4, 0.8], depth=depth_range),
+        grid_config=dict(x=[-40.0, 40.0, 0.4], y=[-40.0, 40.0, 0.4], z=[-1.0, 5.4, 0.4], depth=depth_range),
         input_size=input_size,
         in_channels=48,
         mid_channels=32,
@@ -65,15 +65,15 @@ model = dict(
     ),
     lidar_encoder=dict(
         type='CustomSparseEncoder',
-        in_channels=5,
+        in_channels=6,
         point_cloud_range=point_cloud_range,
         voxel_size=[0.2, 0.2, 0.2],
         base_channels=16,
         encoder_channels=((16, 16), (16, 16)),  # one stride of 2: 0.4 m
         norm_cfg=dict(type='BN1d', eps=1e-3, momentum=0.1),  # the published 0.01 needs thousands of steps
-        input_scale=[1 / 40, 1 / 40, 1 / 3, 1 / 64, 1 / 16],  # x, y, z in m, intensity, ring
+        input_scale=[1 / 40, 1 / 40, 1 / 3, 1 / 64, 1 / 16, 1 / 2],  # x, y, z in m, intensity, ring, age in s
     ),
-    lidar_downsample=dict(out_channels=16, stride=2),  # 0.8 m, the grid of the camera volume
+    volume_downsample=dict(out_channels=32, stride=2),  # 0.8 m
     occ_encoder_backbone=dict(type='CustomResNet3D', num_layer=[1, 2, 2], num_channels=[32, 64, 96], stride=[1, 2, 2]),
     occ_encoder_neck=dict(type='LSSFPN3D', in_channels=32 + 64 + 96, out_channels=32),
     occ_upsample=dict(type='SkipUpsample3D', out_channels=16, scale_factor=2),  # 0.4 m, the label grid
@@ -103,7 +103,7 @@ read_lidar = [dict(type='LoadLidarPoints')]
 read_labels = [dict(type='LoadOccGTFromFile')]
 to_ego = [dict(type='PointsLidarToEgo')]
 lidar_to_ego = [
-    dict(type='FuseAdjacentPoints', num_adjacent=num_adjacent_clouds),
+    dict(type='FuseAdjacentPoints', num_adjacent=num_adjacent_clouds, with_time=True),
     *to_ego,
     dict(type='EgoPointsRangeFilter', point_cloud_range=point_cloud_range),
 ]

@@ -63,7 +63,7 @@ def tiny_config(**changes):
         img_neck=dict(type='FPN_LSS', in_channels=24, out_channels=8, extra_upsample=None, input_feature_index=(0, 1)),
         img_view_transformer=dict(
             type='CrossModalLSS',
-            grid_config=dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0]),
+            grid_config=dict(x=[-8, 8, 0.8], y=[-8, 8, 0.8], z=[-1, 2.2, 0.8], depth=[1.0, 9.0, 1.0]),
             input_size=INPUT_SIZE,
             in_channels=8,
             mid_channels=8,
@@ -82,7 +82,7 @@ def tiny_config(**changes):
             base_channels=4,
             encoder_channels=((4, 4), (4,)),
         ),
-        lidar_downsample=dict(out_channels=4, stride=2),
+        volume_downsample=dict(out_channels=8, stride=2),
         occ_encoder_backbone=dict(type='CustomResNet3D', num_layer=[1, 1], num_channels=[8, 8], stride=[1, 2]),
         occ_encoder_neck=dict(type='LSSFPN3D', in_channels=16, out_channels=8),
         occ_upsample=dict(type='SkipUpsample3D', out_channels=8),

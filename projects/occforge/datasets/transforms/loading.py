@@ -69,13 +69,15 @@ class LoadLidarSegLabels(BaseTransform):
 class FuseAdjacentPoints(BaseTransform):
     """Adds the clouds of the previous key frames, moved into the current LiDAR frame.
 
-    The ego's motion is compensated (float64 poses), that of other road users is not; no time channel is added.
+    The ego's motion is compensated (float64 poses), that of other road users is not.
 
     Args:
         num_adjacent: previous key frames to add, at most the dataset's ``num_adjacent``.
         load_dim: values a point in the files.
         repeat_missing: at the start of a scene add the current cloud once for each missing one, as the reference of
             the BEVDet-occupancy family does. It only changes point counts, so the default leaves them out.
+        with_time: append a column, the age of each point's cloud in seconds (0 for the current one), by which trails
+            of moving objects can be told from what stands there now. The published model has none.
         nonfinite: see LoadLidarPoints.
 
     Raises:
@@ -84,11 +86,17 @@ class FuseAdjacentPoints(BaseTransform):
     """
 
     def __init__(
-        self, num_adjacent: int = 7, load_dim: int = 5, repeat_missing: bool = False, nonfinite: str = 'error'
+        self,
+        num_adjacent: int = 7,
+        load_dim: int = 5,
+        repeat_missing: bool = False,
+        with_time: bool = False,
+        nonfinite: str = 'error',
     ):
         self.num_adjacent = num_adjacent
         self.load_dim = load_dim
         self.repeat_missing = repeat_missing
+        self.with_time = with_time
         self.nonfinite = nonfinite
 
     def transform(self, results: dict) -> dict:
@@ -99,13 +107,14 @@ class FuseAdjacentPoints(BaseTransform):
                 f'{len(adjacent)} (dataset field num_adjacent)'
             )
         points = get_points(results)
-        clouds = [points]
+        clouds, ages = [points], [0.0]
         lidar2ego, ego2global = lidar_matrices(results)
         global2lidar = np.linalg.inv(ego2global @ lidar2ego)
         for info in adjacent[: self.num_adjacent]:
             if info.get('is_repeat'):
                 if self.repeat_missing:
                     clouds.append(points)
+                    ages.append(0.0)
                 continue
             cloud = read_points(required_path(info, 'lidar_path'), self.load_dim, self.nonfinite)
             lidar2ego, ego2global = lidar_matrices(info)
@@ -113,6 +122,9 @@ class FuseAdjacentPoints(BaseTransform):
             # the product is small again, so float32 loses nothing from here on
             cloud[:, :3] = cloud[:, :3] @ motion[:3, :3].T.astype(np.float32) + motion[:3, 3].astype(np.float32)
             clouds.append(cloud)
+            ages.append(results['timestamp'] - info['timestamp'])
+        if self.with_time:
+            clouds = [np.pad(cloud, ((0, 0), (0, 1)), constant_values=age) for cloud, age in zip(clouds, ages)]
         results['points'] = np.concatenate(clouds)
         return results
 

@@ -249,10 +249,15 @@ class OccupancyLoss(nn.Module):
         """(X*Y*Z,) probability with which each voxel is looked at."""
         share = torch.where(free, self.free_keep, 1.0)
         if self.near_free_keep != self.free_keep:
-            near = (~free).view(1, 1, *grid).float()
-            for kernel in ((3, 1, 1), (1, 3, 1), (1, 1, 3)):  # separable: a third of the work of a 3x3x3 pooling
-                near = F.max_pool3d(near, kernel, stride=1, padding=[k // 2 for k in kernel])
-            share = torch.where(free & near.view(-1).bool(), self.near_free_keep, share)
+            near = (~free).view(grid)
+            for axis, length in enumerate(
+                grid
+            ):  # one axis after the other; booleans, a max pooling takes ten times as long
+                grown = near.clone()
+                grown.narrow(axis, 1, length - 1).logical_or_(near.narrow(axis, 0, length - 1))
+                grown.narrow(axis, 0, length - 1).logical_or_(near.narrow(axis, 1, length - 1))
+                near = grown
+            share = torch.where(free & near.view(-1), self.near_free_keep, share)
         return share
 
     def forward(self, logits, targets: OccTargets, masked: bool) -> dict:

@@ -59,11 +59,11 @@ class FusionOCC(Base3DDetector):
         num_adj: previous camera frames.
         use_lidar, use_camera: modality.
         lidar_encoder: config of another LiDAR encoder.
-        lidar_downsample: module that brings the LiDAR volume to the grid of the camera volumes where that is coarser:
-            ``dict(out_channels, stride)``, a convolution with kernel = stride.
-        occ_upsample: ``SkipUpsample3D`` that brings the encoded volume to the label grid, joined with the LiDAR
-            volume at its own resolution. ``in_channels`` and ``skip_channels`` may be left out.
-        norm_cfg: norm layer of ``lidar_downsample``.
+        volume_downsample: brings the volumes of both sensors, concatenated, to a coarser grid before they are
+            encoded: ``dict(out_channels, stride)``, a convolution with kernel = stride, norm and ReLU.
+        occ_upsample: ``SkipUpsample3D`` that brings the encoded volume back, joined with the concatenated volumes.
+            ``in_channels`` and ``skip_channels`` may be left out.
+        norm_cfg: norm layer of ``volume_downsample``.
         free_prior: probability of "free" that an untrained model starts with (its bias is set so), or None for torch's
             initialisation. Saves a short training the steps that only learn that most voxels are free.
         key_ego: whose ego pose is the key ego frame: ``'first_camera'``, that of the first camera's moment (published;
@@ -109,7 +109,7 @@ class FusionOCC(Base3DDetector):
         use_lidar=True,
         use_camera=True,
         lidar_encoder=None,
-        lidar_downsample=None,
+        volume_downsample=None,
         occ_upsample=None,
         norm_cfg=None,
         free_prior=None,
@@ -155,7 +155,7 @@ class FusionOCC(Base3DDetector):
                 volume_channels = pre_process.get('num_channels', [2 * volume_channels])[-1]
             channels += volume_channels * self.num_frames
 
-        self.lidar_encoder = self.lidar_downsample = None
+        self.lidar_encoder = self.volume_downsample = self.occ_upsample = None
         if use_lidar:
             if lidar_encoder is None:
                 lidar_encoder = dict(
@@ -169,26 +169,25 @@ class FusionOCC(Base3DDetector):
                     output_channels=lidar_out_channel,
                 )
             self.lidar_encoder = _build(lidar_encoder, output_channels=lidar_out_channel)
-            if lidar_downsample is not None:
-                stride = lidar_downsample['stride']
-                self.lidar_downsample = ConvModule(
-                    lidar_out_channel,
-                    lidar_downsample['out_channels'],
-                    stride,
-                    stride=stride,
-                    bias=False,
-                    conv_cfg=dict(type='Conv3d'),
-                    norm_cfg=norm_cfg or dict(type='BN3d'),
-                )
-            channels += lidar_out_channel if lidar_downsample is None else lidar_downsample['out_channels']
+            channels += lidar_out_channel
 
-        self.img_bev_encoder_backbone = _build(encoder['img_bev_encoder_backbone'], numC_input=channels)
+        width = channels
+        if volume_downsample is not None:
+            width, stride = volume_downsample['out_channels'], volume_downsample['stride']
+            self.volume_downsample = ConvModule(
+                channels,
+                width,
+                stride,
+                stride=stride,
+                bias=False,
+                conv_cfg=dict(type='Conv3d'),
+                norm_cfg=norm_cfg or dict(type='BN3d'),
+            )
+        self.img_bev_encoder_backbone = _build(encoder['img_bev_encoder_backbone'], numC_input=width)
         self.img_bev_encoder_neck = MODELS.build(encoder['img_bev_encoder_neck'])
         width = encoder['img_bev_encoder_neck']['out_channels']
-        self.occ_upsample = None
         if occ_upsample is not None:
-            skip = lidar_out_channel if use_lidar else 0
-            self.occ_upsample = _build(occ_upsample, in_channels=width, skip_channels=skip)
+            self.occ_upsample = _build(occ_upsample, in_channels=width, skip_channels=channels)
             width = occ_upsample['out_channels']
 
         self.final_conv = ConvModule(
@@ -236,20 +235,23 @@ class FusionOCC(Base3DDetector):
         Returns:
             The volume, and ``dict(depth, seg, depth_bins)`` of the key frame (empty without cameras).
         """
-        volumes, auxiliary, lidar = [], {}, None
+        volumes, auxiliary = [], {}
         if self.use_camera:
             volumes, auxiliary = self.extract_camera(batch_inputs_dict, batch_data_samples)
         if self.use_lidar:
-            lidar = self.extract_lidar(batch_inputs_dict)
-            volumes.append(lidar if self.lidar_downsample is None else self.lidar_downsample(lidar))
+            volumes.append(self.extract_lidar(batch_inputs_dict))
         sizes = {tuple(volume.shape[2:]) for volume in volumes}
         if len(sizes) > 1:
             raise ConfigError(f'camera and LiDAR volumes have the grids (Z, Y, X) {sorted(sizes)}, expected one')
-        x = torch.cat(volumes, dim=1) if len(volumes) > 1 else volumes[0]
-        x = self.img_bev_encoder_backbone(x.contiguous(memory_format=torch.channels_last_3d))
-        x = self.img_bev_encoder_neck(x)
+        if torch.is_autocast_enabled(volumes[0].device.type):
+            # once here, before the largest tensor of the network, instead of in each of its consumers
+            volumes = [volume.to(torch.get_autocast_dtype(volume.device.type)) for volume in volumes]
+        volume = torch.cat(volumes, dim=1) if len(volumes) > 1 else volumes[0]
+        volume = volume.contiguous(memory_format=torch.channels_last_3d)
+        x = volume if self.volume_downsample is None else self.volume_downsample(volume)
+        x = self.img_bev_encoder_neck(self.img_bev_encoder_backbone(x))
         if self.occ_upsample is not None:
-            x = self.occ_upsample(x, lidar)
+            x = self.occ_upsample(x, volume)
         return self.final_conv(x), auxiliary
 
     def extract_lidar(self, inputs):
