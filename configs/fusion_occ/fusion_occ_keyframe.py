@@ -6,14 +6,15 @@ data_root = 'data/nuscenes_keyframe/'
 
 # No augmentation, no earlier clouds, and no classes of the pixels: such folders have no lidarseg.
 pipeline = [
-    *_base_.read_cameras_test,
-    *_base_.read_labels,
-    *_base_.read_lidar,
-    *_base_.depth_of_pixels,
-    *_base_.to_ego,
-    dict(type='EgoPointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
-    *_base_.no_flip,
-    *_base_.pack,
+    _base_.read_images_test,
+    _base_.load_labels,
+    _base_.load_points,
+    dict(_base_.fuse_points, num_adjacent=0),
+    _base_.to_ego,
+    _base_.range_filter,
+    _base_.flip_test,
+    _base_.depth_test,
+    _base_.pack,
 ]
 frames = dict(
     type=_base_.dataset_type,
@@ -28,8 +29,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-linked_fields = [
-    dict(name='use_mask', value=_base_.use_mask, to='model.use_mask'),
+linked_fields_data = [
     dict(
         name='data_root',
         value=data_root,

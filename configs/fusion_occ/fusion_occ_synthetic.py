@@ -2,20 +2,19 @@
 # grid. The same detector as configs/_base_/models/fusion_occ.py. What makes it small: a thin ResNet on 160 x 448
 # pixels, LiDAR voxels of 0.2 m, the 3D encoder at 0.8 m with the answer brought back to 0.4 m beside the LiDAR's own
 # 0.4 m features, and a loss that looks at a part of the free voxels.
-_base_ = ['../_base_/default_runtime.py', '../_base_/schedules/adamw_cosine.py']
+_base_ = [
+    '../_base_/default_runtime.py',
+    '../_base_/datasets/synthetic_city_occ.py',
+    '../_base_/schedules/adamw_cosine.py',
+]
 
 # True: only voxels that a camera observes are supervised. The metric has its own field (test_evaluator.eval_mask) and
 # reports all masks anyway.
 use_mask = False
 
-data_root = 'data/synthetic_city/'
-dataset_type = 'NuScenesOccDataset'
-point_cloud_range = [-40.0, -40.0, -1.0, 40.0, 40.0, 5.4]  # m, ego frame
-input_size = (160, 448)  # (H, W) of the network's images; the city's are 450 x 800
-depth_range = [1.0, 45.0, 1.0]  # m: from, to, step
+point_cloud_range = list(_base_.occ_range)  # m, ego frame
+depth_range = list(_base_.depth_config.depth)  # m: from, to, step
 num_depth_bins = 44
-num_adjacent_clouds = 7  # key frames before the current one whose points are added
-stride = 8  # image pixels per feature pixel
 camera_channels = 16
 lidar_channels = 16
 num_classes = 18
@@ -52,7 +51,7 @@ model = dict(
     img_view_transformer=dict(
         type='CrossModalLSS',
         grid_config=dict(x=[-40.0, 40.0, 0.4], y=[-40.0, 40.0, 0.4], z=[-1.0, 5.4, 0.4], depth=depth_range),
-        input_size=input_size,
+        input_size=_base_.data_config.input_size,
         in_channels=48,
         mid_channels=32,
         feature_channels=camera_channels,
@@ -61,7 +60,7 @@ model = dict(
         depthnet_cfg=dict(aspp_mid_channels=0),
         depth_drop_prob=0.2,
         camera_norm='scale',
-        downsample=stride,
+        downsample=_base_.feature_stride,
     ),
     lidar_encoder=dict(
         type='CustomSparseEncoder',
@@ -87,78 +86,6 @@ model = dict(
     ),
 )
 
-# ---------------------------------------------------------------------------------------------------------- data
-data_config = dict(
-    input_size=input_size,
-    resize=(-0.03, 0.06),  # on top of input width / file width
-    rot=(0.0, 0.0),  # degrees
-    flip=True,
-    crop_h=(0.0, 0.0),
-    resize_test=0.0,
-)
-bda_aug_conf = dict(rot_lim=(0.0, 0.0), scale_lim=(1.0, 1.0), flip_dx_ratio=0.5, flip_dy_ratio=0.5)
-
-# The steps of each sensor by themselves, so that the single-sensor configs are put together from the same ones.
-read_lidar = [dict(type='LoadLidarPoints')]
-read_labels = [dict(type='LoadOccGTFromFile')]
-to_ego = [dict(type='PointsLidarToEgo')]
-lidar_to_ego = [
-    dict(type='FuseAdjacentPoints', num_adjacent=num_adjacent_clouds, with_time=True),
-    *to_ego,
-    dict(type='EgoPointsRangeFilter', point_cloud_range=point_cloud_range),
-]
-read_cameras_train = [dict(type='PrepareImageInputs', data_config=data_config, is_train=True)]
-read_cameras_test = [dict(type='PrepareImageInputs', data_config=data_config)]
-depth_and_class_of_pixels = [
-    dict(type='LoadLidarSegLabels'),
-    dict(type='PointToMultiViewDepth', grid_config=dict(depth=depth_range), downsample=stride, with_segs=True),
-]
-depth_of_pixels = [dict(type='PointToMultiViewDepth', grid_config=dict(depth=depth_range), downsample=stride)]
-flip = [dict(type='BEVAug', bda_aug_conf=bda_aug_conf, is_train=True)]
-no_flip = [dict(type='BEVAug', bda_aug_conf=bda_aug_conf)]
-pack = [dict(type='PackOccInputs')]
-
-train_pipeline = read_cameras_train + read_labels + read_lidar + depth_and_class_of_pixels + lidar_to_ego + flip + pack
-test_pipeline = read_cameras_test + read_labels + read_lidar + depth_of_pixels + lidar_to_ego + no_flip + pack
-# Camera only: LiDAR is a label of the depth in training and absent in testing. LiDAR only: no images.
-camera_train_pipeline = read_cameras_train + read_labels + read_lidar + depth_and_class_of_pixels + to_ego + flip + pack
-camera_test_pipeline = read_cameras_test + read_labels + no_flip + pack
-lidar_train_pipeline = read_labels + read_lidar + lidar_to_ego + flip + pack
-lidar_test_pipeline = read_labels + read_lidar + lidar_to_ego + no_flip + pack
-
-train_dataloader = dict(
-    # Two samples, not one: torch's CPU convolutions of small volumes are several times slower in batches of one.
-    batch_size=2,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='nuscenes_infos_train.pkl',
-        num_adjacent=num_adjacent_clouds,
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=2,
-    num_workers=1,
-    persistent_workers=False,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        ann_file='nuscenes_infos_val.pkl',
-        num_adjacent=num_adjacent_clouds,
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(type='OccupancyMetric', eval_mask='none')
-test_evaluator = val_evaluator
-
 # -------------------------------------------------------------------------------------------------------- schedule
 max_epochs = 5
 lr = 3e-3
@@ -171,11 +98,4 @@ param_scheduler = [
     ),
 ]
 
-linked_fields = [
-    dict(name='use_mask', value=use_mask, to='model.use_mask'),
-    dict(
-        name='data_root',
-        value=data_root,
-        to=[f'{loader}_dataloader.dataset.data_root' for loader in ('train', 'val', 'test')],
-    ),
-]
+linked_fields = [dict(name='use_mask', value=use_mask, to='model.use_mask')]

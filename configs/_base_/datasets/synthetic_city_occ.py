@@ -1,10 +1,11 @@
 # The synthetic city (tools/create_data.py synthetic_city) at a size that trains on two CPU cores: images of 800 x 450
 # pixels scaled to 448 x 252, of which the lowest 160 rows stay: the road, and some 12 degrees above the horizon.
-# One camera frame; LiDAR points of eight key frames, all of them (the city's 32 beams are few enough).
+# One camera frame; LiDAR points of eight key frames, all of them (the city's 32 beams are few enough), with their age.
 _base_ = ['./nuscenes_occ.py']
 
 data_root = 'data/synthetic_city'
 eval_mask = 'none'
+depth_config = dict(depth=(1.0, 45.0, 1.0))  # m: from, to, step
 
 data_config = dict(
     input_size=(160, 448),  # (H, W) of the network's images
@@ -20,16 +21,16 @@ feature_stride = 8  # image pixels per pixel of the feature maps
 
 read_images_train = dict(type='PrepareImageInputs', data_config=data_config, is_train=True, num_adjacent=camera_frames)
 read_images_test = dict(type='PrepareImageInputs', data_config=data_config, num_adjacent=camera_frames)
-fuse_points = dict(type='FuseAdjacentPoints', num_adjacent=lidar_frames, load_dim=5)
+fuse_points = dict(type='FuseAdjacentPoints', num_adjacent=lidar_frames, load_dim=5, with_time=True)
 flip_train = dict(type='BEVAug', bda_aug_conf=_base_.bda_aug_conf, is_train=True)
 flip_test = dict(type='BEVAug', bda_aug_conf=_base_.bda_aug_conf)
 depth_train = dict(
     type='PointToMultiViewDepth',
-    grid_config=_base_.depth_config,
+    grid_config=depth_config,
     downsample=feature_stride,
     with_segs=True,
 )
-depth_test = dict(type='PointToMultiViewDepth', grid_config=_base_.depth_config, downsample=feature_stride)
+depth_test = dict(type='PointToMultiViewDepth', grid_config=depth_config, downsample=feature_stride)
 pack = dict(type='PackOccInputs')
 read_points = [_base_.load_points, fuse_points, _base_.to_ego, _base_.range_filter]
 read_labelled_points = [
@@ -62,12 +63,15 @@ lidar_train_pipeline = [_base_.load_labels, *read_points, flip_train, pack]
 lidar_test_pipeline = [_base_.load_labels, *read_points, flip_test, pack]
 
 train_dataloader = dict(
+    # Two samples, not one: torch's CPU convolutions of small volumes are several times slower in batches of one.
     batch_size=2,
-    num_workers=2,
+    num_workers=1,
     dataset=dict(data_root=data_root, pipeline=train_pipeline, num_adjacent=lidar_frames),
 )
 val_dataloader = dict(
-    num_workers=2,
+    batch_size=2,
+    num_workers=1,
+    persistent_workers=False,
     dataset=dict(data_root=data_root, pipeline=test_pipeline, num_adjacent=lidar_frames),
 )
 test_dataloader = val_dataloader
