@@ -317,8 +317,7 @@ def test_synthetic_configs_build(name):
 @pytest.mark.parametrize('value', [True, False])
 def test_use_mask_reaches_the_model_from_line_child_and_command_line(tmp_path, value):
     text = SYNTHETIC.read_text()
-    for base in ('../_base_/default_runtime.py', '../_base_/schedules/adamw_cosine.py'):
-        text = text.replace(base, str((SYNTHETIC.parent / base).resolve()))
+    text = text.replace("'../_base_/", f"'{SYNTHETIC.parent.parent}/_base_/")
     assert '\nuse_mask = False\n' in text
     edited = tmp_path / 'edited.py'
     edited.write_text(text.replace('\nuse_mask = False\n', f'\nuse_mask = {value}\n'))

@@ -9,7 +9,6 @@ depth_config = dict(depth=(1.0, 45.0, 1.0))  # m: from, to, step
 
 data_config = dict(
     input_size=(160, 448),  # (H, W) of the network's images
-    src_size=(450, 800),  # (H, W) of the files
     resize=(-0.03, 0.06),
     rot=(0.0, 0.0),
     flip=True,
