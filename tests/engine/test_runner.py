@@ -134,6 +134,19 @@ def test_the_log_and_metrics_csv(straight):
     assert set(logged) == set(range(2, 19, 2))
 
 
+def test_the_console_shows_the_training_and_the_log_file_the_config_too(straight):
+    shown = output(straight)
+    for noise in ('WARNING', 'Warning', 'deprecated', 'System environment', 'Config:', 'Initialization information'):
+        assert noise not in shown, noise
+    iterations = sum('Epoch(' in line for line in shown.splitlines())
+    assert len(shown.splitlines()) - iterations < 20
+    (log,) = straight.glob('*/*.log')
+    written = log.read_text()
+    assert str(log) in shown
+    assert 'System environment' in written and "type='ToyModel'" in written and 'train_dataloader = dict(' in written
+    assert 'Initialization information' not in written
+
+
 def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path):
     assert run(tmp_path, ['default_hooks.checkpoint.max_keep_ckpts=1', '+default_hooks.checkpoint.save_best=error',
                           '+default_hooks.checkpoint.rule=less']) == 0, output(tmp_path)  # fmt: skip

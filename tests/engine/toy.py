@@ -67,6 +67,8 @@ class OtherToyModel(ToyModel):
 
 @METRICS.register_module()
 class ToyMetric(BaseMetric):
+    default_prefix = ''
+
     def __init__(self, scale=1.0, **kwargs):
         super().__init__(**kwargs)
         self.scale = scale

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -88,11 +87,8 @@ def weights(work_dir, name='epoch_3.pth'):
 
 
 def output(work_dir, rank=0):
-    """What a process printed, without the environment and config at the start."""
-    text = (Path(work_dir) / f'output_{rank}.txt').read_text()
-    return re.sub(
-        r'-{60}\nSystem environment:.*?(?=\S* \S* - mmengine - INFO - (?:training|testing) on)', '', text, flags=re.S
-    )
+    """What a process printed."""
+    return (Path(work_dir) / f'output_{rank}.txt').read_text()
 
 
 def losses(work_dir):

@@ -26,3 +26,10 @@ class OccLogProcessor(LogProcessor):
         else:
             line = f'{line}  host_memory: {memory}'
         return tag, line
+
+    def get_log_after_epoch(self, runner, batch_idx: int, mode: str, with_non_scalar: bool = False):
+        """As mmengine's; a metric that breaks its figures down, as a/b/c, shows a and a/b in the line and all in the
+        records."""
+        tag, line = super().get_log_after_epoch(runner, batch_idx, mode, with_non_scalar)
+        parts = line.split('  ')
+        return tag, '  '.join(part for part in parts if part.partition(': ')[0].count('/') < 2)

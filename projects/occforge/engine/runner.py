@@ -3,6 +3,7 @@
 * checkpoints are loaded as data and written atomically, with the random generators of every process and the position
   in the epoch, so that a killed and resumed training ends with the same weights as an uninterrupted one;
 * a corrupt newest checkpoint falls back to the one before;
+* the console shows what a reader needs; environment and the whole config go into the log file;
 * several processes without a GPU (gloo), batch normalisation over processes on any backend, logged losses averaged
   over the processes;
 * mixed precision on the CPU.
@@ -11,7 +12,9 @@
 import contextlib
 import copy
 import difflib
+import logging
 import os
+import platform
 import time
 from collections.abc import Iterator
 
@@ -60,6 +63,33 @@ class OccRunner(Runner):
         self._epoch_rng: dict | None = None
         self._frozen_rng: dict | None = None
         self._saved_before = False
+
+    def _log_env(self, env_cfg: dict) -> None:
+        files = [handler for handler in self.logger.handlers if isinstance(handler, logging.FileHandler)]
+        everywhere = self.logger.handlers
+        self.logger.handlers = files
+        try:
+            super()._log_env(env_cfg)
+        finally:
+            self.logger.handlers = everywhere
+        where = f'; environment and whole config in {files[0].baseFilename}' if files else ''
+        self.logger.info(
+            f'OccForge {__version__}, torch {torch.__version__}, Python {platform.python_version()}, seed {self.seed}, '
+            f'config {self.cfg.filename or "given as fields"}{where}'
+        )
+
+    def get_hooks_info(self) -> str:
+        """The hooks' names in the order in which each event calls those that listen to it."""
+        return ', '.join(type(hook).__name__ for hook in self.hooks)
+
+    def _init_model_weights(self) -> None:
+        # Shadows mmengine's listing of how every single parameter was initialised: hundreds of lines in the log.
+        model = self._bare_model()
+        model._dump_init_info = lambda: None
+        try:
+            super()._init_model_weights()
+        finally:
+            del model._dump_init_info
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         if is_model_wrapper(model):

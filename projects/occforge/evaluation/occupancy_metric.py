@@ -123,6 +123,8 @@ class OccupancyMetric(BaseMetric):
             challenge's form). None: not written.
     """
 
+    default_prefix = ''  # 'mIoU/no_mask' needs none; None would warn
+
     def __init__(
         self,
         eval_mask: str = 'none',

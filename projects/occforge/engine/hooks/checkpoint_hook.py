@@ -1,11 +1,14 @@
 """Saving checkpoints so that a loadable one exists at every moment."""
 
 import os.path as osp
+from collections import deque
 
 from mmengine.dist import is_main_process
+from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from ...errors import ConfigError
 from ...fileio import atomic_write
 
 
@@ -33,15 +36,38 @@ class _DeferredRemovals:
 
 @HOOKS.register_module()
 class OccCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook`` (same arguments) in an order that survives a kill at any moment.
+    """mmengine's ``CheckpointHook`` (same arguments but ``file_client_args``) in an order that survives a kill at any
+    moment.
 
     The new file is written, then ``last_checkpoint`` is pointed at it (atomically), and only then old ones are
     removed; mmengine removes first.
     """
 
     def before_train(self, runner) -> None:
-        super().before_train(runner)
-        self.file_backend = _DeferredRemovals(self.file_backend)
+        # Not mmengine's: that opens a FileClient, deprecated, which nothing here uses, and says so in two warnings.
+        if self.file_client_args is not None:
+            raise ConfigError('default_hooks.checkpoint.file_client_args is not supported: use backend_args')
+        backend = get_file_backend(self.out_dir or runner.work_dir, backend_args=self.backend_args)
+        if self.out_dir is None:
+            self.out_dir = runner.work_dir
+        elif self.out_dir != runner.work_dir:
+            self.out_dir = backend.join_path(self.out_dir, osp.basename(runner.work_dir.rstrip(osp.sep)))
+        self.file_backend = _DeferredRemovals(backend)
+        runner.logger.info(f'Checkpoints will be saved to {self.out_dir}')
+        resumed = runner.message_hub.runtime_info
+        if self.save_best is not None:
+            if len(self.key_indicators) == 1:
+                self.best_ckpt_path = resumed.get('best_ckpt')
+            else:
+                for name in self.key_indicators:
+                    self.best_ckpt_path_dict[name] = resumed.get(f'best_ckpt_{name}')
+        if self.max_keep_ckpts > 0:
+            kept = list(resumed.get('keep_ckpt_ids', ()))
+            self.keep_ckpt_ids = deque(kept[-self.max_keep_ckpts :], self.max_keep_ckpts)
+            for step in kept[: -self.max_keep_ckpts]:  # the config now keeps fewer
+                path = backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+                if is_main_process() and backend.isfile(path):
+                    backend.remove(path)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         if self.max_keep_ckpts > 0:
