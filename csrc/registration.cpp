@@ -6,7 +6,8 @@ TORCH_LIBRARY(occforge, m) {
   m.def("scene_bvh(Tensor primitives) -> (Tensor bounds, Tensor links, Tensor order)");
   m.def(
       "scene_cast(Tensor primitives, Tensor bounds, Tensor links, Tensor order, Tensor heights, Tensor maxima, "
-      "float x0, float y0, float cell, float top, Tensor origins, Tensor directions, float near, float far, bool any_hit) "
+      "float x0, float y0, float cell, float top, Tensor origins, Tensor directions, float near, float far, bool "
+      "any_hit) "
       "-> (Tensor primitive, Tensor distance, Tensor normal, Tensor uv, Tensor face)");
   m.def(
       "cast_rays(Tensor grid, Tensor origins, Tensor directions, Tensor grid_index, float[] lower, float[] voxel_size, "
@@ -14,6 +15,10 @@ TORCH_LIBRARY(occforge, m) {
   m.def(
       "observed_cells(Tensor grid, Tensor origins, Tensor targets, float[] lower, float[] voxel_size, int free, "
       "bool through_occupied) -> Tensor");
+  m.def("deform_attn(Tensor value, Tensor locations, Tensor weights, Tensor sample, int[] shapes) -> Tensor");
+  m.def(
+      "deform_attn_backward(Tensor grad, Tensor value, Tensor locations, Tensor weights, Tensor sample, int[] shapes) "
+      "-> (Tensor grad_value, Tensor grad_locations, Tensor grad_weights)");
   m.def("confusion_matrix(Tensor pred, Tensor target, int num_classes, Tensor? mask) -> Tensor");
   m.def(
       "frustum_indices(Tensor points, float[] lower, float[] interval, int[] size) "

@@ -75,9 +75,18 @@ def parametrize(system: str, checks: dict, not_yet_covered: dict) -> list:
     ]
 
 
+def assert_every_file_has_a_case(system: str, cases) -> None:
+    """Fails for a file of the system that belongs to no case, and for a case without a file."""
+    by_case, orphans = pair_files(golden_folder(system), set(cases))
+    assert not orphans, f'golden files without a check: {[path.name for path in orphans]}'
+    empty = sorted(case for case, paths in by_case.items() if not paths)
+    assert not empty, f'golden cases without a file in {golden_folder(system)}: {empty}'
+
+
 def config(npz) -> dict:
-    """The constructor arguments stored in the file."""
-    return json.loads(str(npz['config_json']))
+    """The constructor arguments stored in the file, as JSON text or as its bytes."""
+    stored = npz['config_json']
+    return json.loads(stored.tobytes() if stored.dtype == np.uint8 else str(stored))
 
 
 def tensor(npz, name: str) -> torch.Tensor:

@@ -2,7 +2,14 @@
 
 import numpy as np
 import pytest
-from cases import ENVIRONMENT, collect_checks, golden_folder, pair_files, parametrize
+from cases import (
+    ENVIRONMENT,
+    assert_every_file_has_a_case,
+    collect_checks,
+    golden_folder,
+    pair_files,
+    parametrize,
+)
 
 SYSTEM = 'FusionOcc'
 CHECKS = collect_checks(['fusionocc_ops', 'fusionocc_lidar', 'fusionocc_base', 'fusionocc_model'])
@@ -18,10 +25,7 @@ def test_golden(check, path):
 
 @pytest.mark.skipif(golden_folder(SYSTEM) is None, reason=f'{ENVIRONMENT} is not set')
 def test_every_case_has_a_file_and_every_file_a_case():
-    by_case, orphans = pair_files(golden_folder(SYSTEM), set(CHECKS) | set(NOT_YET_COVERED))
-    assert not orphans, f'golden files without a check: {[path.name for path in orphans]}'
-    empty = sorted(case for case, paths in by_case.items() if not paths)
-    assert not empty, f'golden cases without a file in {golden_folder(SYSTEM)}: {empty}'
+    assert_every_file_has_a_case(SYSTEM, {*CHECKS, *NOT_YET_COVERED})
 
 
 def test_longest_case_name_wins(tmp_path):

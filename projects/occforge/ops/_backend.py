@@ -12,6 +12,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 _OPERATORS = (
     'cast_rays',
     'confusion_matrix',
+    'deform_attn',
+    'deform_attn_backward',
     'frustum_indices',
     'frustum_pool',
     'frustum_pool_backward',

@@ -1,0 +1,38 @@
+"""The FB-OCC parts against the reference implementation's outputs."""
+
+import numpy as np
+import pytest
+from cases import ENVIRONMENT, assert_every_file_has_a_case, collect_checks, golden_folder, parametrize
+
+SYSTEM = 'FBOCC'
+CHECKS = collect_checks(['fbocc_ops'])
+# Cases whose subject is not in the library yet. An entry goes as soon as its check exists.
+NOT_YET_COVERED = {
+    case: f'the golden case {case} has no check yet'
+    for case in (
+        'bda_transform',
+        'depth_net',
+        'detector_end_to_end',
+        'encoder3d',
+        'geometry_and_depth_map',
+        'history_fusion',
+        'image_augmentation',
+        'img_neck_custom_fpn',
+        'label_transform',
+        'metric_miou',
+        'occ_head_forward',
+        'occ_losses',
+        'sampler_flags_ema',
+    )
+}
+
+
+@pytest.mark.parametrize(('check', 'path'), parametrize(SYSTEM, CHECKS, NOT_YET_COVERED))
+def test_golden(check, path):
+    with np.load(path, allow_pickle=False) as npz:
+        check(npz)
+
+
+@pytest.mark.skipif(golden_folder(SYSTEM) is None, reason=f'{ENVIRONMENT} is not set')
+def test_every_case_has_a_file_and_every_file_a_case():
+    assert_every_file_has_a_case(SYSTEM, {*CHECKS, *NOT_YET_COVERED})
