@@ -50,4 +50,24 @@ TORCH_LIBRARY(occforge, m) {
   m.def(
       "voxel_reduce_backward(Tensor grad, Tensor inverse, Tensor point, Tensor offset, Tensor argmax, int reduce) "
       "-> Tensor");
+
+  // Rendering (render/ray_samples_*, render/compositing_*, render/volume_render_*)
+  m.def(
+      "clip_rays(Tensor origins, Tensor directions, float[] lower, float[] upper, float near, float far) "
+      "-> (Tensor near, Tensor far)");
+  m.def(
+      "ray_samples(Tensor near, Tensor step, Tensor counts, float position, Tensor? seed) "
+      "-> (Tensor t, Tensor ray, Tensor offset)");
+  m.def("density_alpha(Tensor density, Tensor interval, float shift) -> Tensor");
+  m.def("density_alpha_backward(Tensor grad, Tensor density, Tensor interval, float shift) -> Tensor");
+  m.def("alpha_weights(Tensor alpha, Tensor offset, float stop) -> (Tensor weights, Tensor transmittance)");
+  m.def(
+      "alpha_weights_backward(Tensor grad_weights, Tensor grad_transmittance, Tensor alpha, Tensor offset, float stop) "
+      "-> Tensor");
+  m.def("ray_sum(Tensor weights, Tensor values, Tensor offset) -> Tensor");
+  m.def(
+      "ray_sum_backward(Tensor grad, Tensor weights, Tensor values, Tensor offset) "
+      "-> (Tensor grad_weights, Tensor grad_values)");
+  m.def("ray_distortion(Tensor weights, Tensor t, Tensor width, Tensor offset) -> Tensor");
+  m.def("ray_distortion_backward(Tensor grad, Tensor weights, Tensor t, Tensor width, Tensor offset) -> Tensor");
 }

@@ -1,25 +1,45 @@
 """Operators of csrc/ with their plain-torch references. Needs torch alone."""
 
 from ._backend import extension_devices, has_extension
+from .compositing import (
+    accumulate,
+    alpha_to_weights,
+    binary_entropy,
+    density_to_alpha,
+    distortion,
+    ray_offsets,
+    shift_for_alpha,
+)
 from .confusion import confusion_matrix
 from .deform_attn import deform_attn, depth_deform_attn, sample_depth
 from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
+from .ray_samples import RaySamples, clip_rays, sample_rays
 from .voxelize import Voxels, voxelize
 
 __all__ = [
     'FrustumIndices',
     'RayHits',
+    'RaySamples',
     'Voxels',
+    'accumulate',
+    'alpha_to_weights',
+    'binary_entropy',
     'cast_rays',
+    'clip_rays',
     'confusion_matrix',
     'deform_attn',
+    'density_to_alpha',
     'depth_deform_attn',
+    'distortion',
     'extension_devices',
     'frustum_indices',
     'frustum_pool',
     'has_extension',
     'observed_cells',
+    'ray_offsets',
     'sample_depth',
+    'sample_rays',
+    'shift_for_alpha',
     'voxelize',
 ]

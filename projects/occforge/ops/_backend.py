@@ -10,14 +10,24 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 # What the Python side expects the library to define. One that lacks any of them was built from older sources.
 _OPERATORS = (
+    'alpha_weights',
+    'alpha_weights_backward',
     'cast_rays',
+    'clip_rays',
     'confusion_matrix',
     'deform_attn',
     'deform_attn_backward',
+    'density_alpha',
+    'density_alpha_backward',
     'frustum_indices',
     'frustum_pool',
     'frustum_pool_backward',
     'observed_cells',
+    'ray_distortion',
+    'ray_distortion_backward',
+    'ray_samples',
+    'ray_sum',
+    'ray_sum_backward',
     'scene_bvh',
     'scene_cast',
     'sparse_conv',
@@ -93,3 +103,12 @@ def use_extension(device: torch.device) -> bool:
             stacklevel=3,
         )
     return False
+
+
+def once_differentiable(backward: str) -> None:
+    """Let the registered backward operator raise where it would itself be differentiated (a gradient of a gradient)."""
+
+    def refuse(ctx, *grads):
+        raise NotImplementedError(f'occforge::{backward} has no derivative: its operator is differentiable once')
+
+    torch.library.register_autograd(f'occforge::{backward}', refuse)
