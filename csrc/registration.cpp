@@ -45,6 +45,9 @@ TORCH_LIBRARY(occforge, m) {
       "voxel_assign(Tensor points, Tensor? batch_index, float[] lower, float[] voxel_size, int[] size) "
       "-> (Tensor coords, Tensor inverse, Tensor point, Tensor offset)");
   m.def(
+      "voxel_limit(Tensor coords, Tensor inverse, Tensor point, Tensor offset, int max_points, int max_voxels) "
+      "-> (Tensor coords, Tensor inverse, Tensor point, Tensor offset)");
+  m.def(
       "voxel_reduce(Tensor features, Tensor inverse, Tensor point, Tensor offset, int reduce) "
       "-> (Tensor out, Tensor argmax)");
   m.def(

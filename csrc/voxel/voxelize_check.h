@@ -59,6 +59,22 @@ inline Reduce check_reduce(const at::Tensor& features, const at::Tensor& inverse
   return static_cast<Reduce>(reduce);
 }
 
+inline void check_limit(const at::Tensor& coords, const at::Tensor& inverse, const at::Tensor& point,
+                        const at::Tensor& offset, int64_t max_points, int64_t max_voxels) {
+  TORCH_CHECK_VALUE(max_points > 0 && max_voxels > 0, "max_points and max_voxels must be above 0, found ", max_points,
+                    " and ", max_voxels);
+  TORCH_CHECK_VALUE(coords.dim() == 2 && coords.size(1) == 4, "coords must be (V, 4), found ", coords.sizes());
+  TORCH_CHECK_TYPE(coords.scalar_type() == at::kInt, "coords must be int32, found ", coords.scalar_type());
+  TORCH_CHECK_VALUE(offset.dim() == 1 && offset.size(0) == coords.size(0) + 1, "offset must be (", coords.size(0) + 1,
+                    ",), found ", offset.sizes());
+  TORCH_CHECK_VALUE(inverse.dim() == 1 && point.sizes() == inverse.sizes(), "inverse and point must be (P,), found ",
+                    inverse.sizes(), " and ", point.sizes());
+  for (const at::Tensor& index : {inverse, point, offset}) {
+    TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "indices must be int64, found ", index.scalar_type());
+    TORCH_CHECK_VALUE(index.device() == coords.device(), "indices must be on the device of coords");
+  }
+}
+
 inline Reduce check_reduce_grad(const at::Tensor& grad, const at::Tensor& inverse, const at::Tensor& offset,
                                 const at::Tensor& argmax, int64_t reduce) {
   TORCH_CHECK_VALUE(reduce >= 0 && reduce <= 2, "reduce must be 0 (sum), 1 (mean) or 2 (max), found ", reduce);

@@ -167,7 +167,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> voxel_assign_cpu(cons
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Reduction
+// Limits: of the voxels of an assignment the first of each sample, of the points of a voxel the first. A voxel comes
+// before another where its first point does.
 
 void check_corrupt(const at::Tensor& inverse, const at::Tensor& point, const at::Tensor& offset) {
   const auto* points = point.const_data_ptr<int64_t>();
@@ -182,6 +183,73 @@ void check_corrupt(const at::Tensor& inverse, const at::Tensor& point, const at:
   TORCH_CHECK_VALUE(good,
                     "inverse, point or offset is corrupt: they must come from voxel_assign and be passed on unchanged");
 }
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> voxel_limit_cpu(const at::Tensor& coords_,
+                                                                           const at::Tensor& inverse_,
+                                                                           const at::Tensor& point_,
+                                                                           const at::Tensor& offset_,
+                                                                           int64_t max_points, int64_t max_voxels) {
+  check_limit(coords_, inverse_, point_, offset_, max_points, max_voxels);
+  const at::Tensor coords = coords_.contiguous(), inverse = inverse_.contiguous();
+  const at::Tensor point = point_.contiguous(), offset = offset_.contiguous();
+  check_corrupt(inverse, point, offset);
+  const int64_t total = inverse.size(0), voxels = coords.size(0);
+  const auto* cell = coords.const_data_ptr<int32_t>();
+  const auto* voxel = inverse.const_data_ptr<int64_t>();
+  const auto* order = point.const_data_ptr<int64_t>();
+  const auto* starts = offset.const_data_ptr<int64_t>();
+
+  // The voxels of a sample follow one another: run v belongs to the sample that begins at voxel first_of_sample[v].
+  std::vector<int64_t> first_of_sample(voxels), taken(voxels, 0), rank(voxels, -1);
+  for (int64_t v = 0; v < voxels; ++v) {
+    first_of_sample[v] = v > 0 && cell[4 * v] == cell[4 * (v - 1)] ? first_of_sample[v - 1] : v;
+  }
+  for (int64_t i = 0; i < total; ++i) {  // in order of arrival
+    const int64_t v = voxel[i];
+    TORCH_CHECK_VALUE(v >= -1 && v < voxels, "inverse must be in -1..", voxels - 1, ", found ", v);
+    if (v < 0 || order[starts[v]] != i) continue;
+    int64_t& count = taken[first_of_sample[v]];
+    if (count < max_voxels) rank[v] = count++;
+  }
+  std::vector<int64_t> base(voxels), chosen;
+  int64_t kept = 0;
+  for (int64_t v = 0; v < voxels; ++v) {
+    base[v] = kept;
+    kept += taken[v];
+  }
+  chosen.resize(kept);
+  for (int64_t v = 0; v < voxels; ++v) {
+    if (rank[v] >= 0) chosen[base[first_of_sample[v]] + rank[v]] = v;
+  }
+
+  at::Tensor out_coords = at::empty({kept, 4}, coords.options()), out_inverse = at::empty({total}, inverse.options());
+  at::Tensor out_point = at::empty({total}, point.options()), out_offset = at::empty({kept + 1}, offset.options());
+  auto* to_cell = out_coords.data_ptr<int32_t>();
+  auto* to_voxel = out_inverse.data_ptr<int64_t>();
+  auto* to_point = out_point.data_ptr<int64_t>();
+  auto* to_start = out_offset.data_ptr<int64_t>();
+  std::fill(to_voxel, to_voxel + total, -1);
+  to_start[0] = 0;
+  for (int64_t n = 0; n < kept; ++n) {
+    const int64_t v = chosen[n];
+    to_start[n + 1] = to_start[n] + std::min(max_points, starts[v + 1] - starts[v]);
+  }
+  at::parallel_for(0, kept, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      std::copy(cell + 4 * chosen[n], cell + 4 * chosen[n] + 4, to_cell + 4 * n);
+      const int64_t* from = order + starts[chosen[n]];
+      for (int64_t k = to_start[n]; k < to_start[n + 1]; ++k) to_voxel[to_point[k] = *from++] = n;
+    }
+  });
+  int64_t next = to_start[kept];
+  for (int64_t i = 0; i < total && next < total; ++i) {
+    if (to_voxel[i] < 0) to_point[next++] = i;
+  }
+  return {out_coords, out_inverse, out_point, out_offset};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reduction
 
 std::tuple<at::Tensor, at::Tensor> voxel_reduce_cpu(const at::Tensor& features_, const at::Tensor& inverse_,
                                                     const at::Tensor& point_, const at::Tensor& offset_,
@@ -254,6 +322,7 @@ at::Tensor voxel_reduce_backward_cpu(const at::Tensor& grad_, const at::Tensor& 
 
 TORCH_LIBRARY_IMPL(occforge, CPU, m) {
   m.impl("voxel_assign", &voxel_assign_cpu);
+  m.impl("voxel_limit", &voxel_limit_cpu);
   m.impl("voxel_reduce", &voxel_reduce_cpu);
   m.impl("voxel_reduce_backward", &voxel_reduce_backward_cpu);
 }

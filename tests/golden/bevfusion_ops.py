@@ -2,7 +2,7 @@
 
 import torch
 from cases import assert_close, config, tensor
-from occforge.ops import voxelize
+from occforge.ops import hard_voxelize, voxelize
 
 
 def check_bev_pool_op(npz):
@@ -18,3 +18,22 @@ def check_bev_pool_op(npz):
     assert_close(pooled, npz['out/pooled'], 'pooled')
     cotangent = torch.linspace(-1, 1, pooled.numel()).view_as(pooled)
     assert_close(torch.autograd.grad(pooled, feats, cotangent)[0], npz['out/grad_feats'], 'grad_feats')
+
+
+def check_voxelize(npz):
+    settings = config(npz)
+    points = tensor(npz, 'in/points')
+    lower, upper = settings['point_cloud_range'][:3], settings['point_cloud_range'][3:]
+    size = [round((high - low) / step) for low, high, step in zip(lower, upper, settings['voxel_size'])]
+    grid = (lower, settings['voxel_size'], size)
+    limits = settings['max_num_points'], settings['max_voxels']
+    slots = hard_voxelize(points, None, *grid, *limits, reduce='none')
+    mean = hard_voxelize(points, None, *grid, *limits)
+    assert torch.equal(slots.features, tensor(npz, 'out/voxels'))
+    for voxels in (slots, mean):
+        assert torch.equal(voxels.coords[:, 1:], tensor(npz, 'out/coors_xyz')) and not voxels.coords[:, 0].any()
+        assert torch.equal(voxels.counts.int(), tensor(npz, 'out/num_points'))
+    assert_close(mean.features, npz['out/mean_feats'], 'mean_feats')
+    every = voxelize(points, None, *grid)
+    cells = torch.cat([every.coords[:, 1:], torch.full((1, 3), -1, dtype=torch.int32)])
+    assert torch.equal(cells[every.inverse], tensor(npz, 'out/dynamic_coors_xyz'))

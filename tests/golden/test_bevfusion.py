@@ -33,7 +33,6 @@ NOT_YET_COVERED = {
         'transfusion_head',
         'view_transform_depthlss',
         'view_transform_lss',
-        'voxelize',
     )
 }
 

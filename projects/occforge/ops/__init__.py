@@ -15,7 +15,7 @@ from .deform_attn import deform_attn, depth_deform_attn, sample_depth
 from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
 from .ray_samples import RaySamples, clip_rays, sample_rays
-from .voxelize import Voxels, voxelize
+from .voxelize import Voxels, hard_voxelize, voxelize
 
 __all__ = [
     'FrustumIndices',
@@ -35,6 +35,7 @@ __all__ = [
     'extension_devices',
     'frustum_indices',
     'frustum_pool',
+    'hard_voxelize',
     'has_extension',
     'observed_cells',
     'ray_offsets',

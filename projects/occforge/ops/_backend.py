@@ -39,6 +39,7 @@ _OPERATORS = (
     'sparse_sum_pool',
     'sparse_transpose_map',
     'voxel_assign',
+    'voxel_limit',
     'voxel_reduce',
     'voxel_reduce_backward',
 )

@@ -1,4 +1,8 @@
-"""Dynamic voxelisation: every point inside the grid is kept; the points of a cell become one row."""
+"""Voxelisation: the points of a cell become one row.
+
+Dynamic (``voxelize``): every point inside the grid is kept. Hard (``hard_voxelize``): the first so many points of a
+voxel and the first so many voxels of a sample.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,16 +12,26 @@ import torch
 from ._backend import has_extension, use_extension
 from ._checks import check_device, check_tensor, three_floats, three_sizes
 
-__all__ = ['Voxels', 'voxel_assign_reference', 'voxel_reduce_reference', 'voxelize']
+__all__ = [
+    'Voxels',
+    'hard_voxelize',
+    'voxel_assign_reference',
+    'voxel_limit_reference',
+    'voxel_reduce_reference',
+    'voxelize',
+]
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _REDUCE = {'sum': 0, 'mean': 1, 'max': 2}
 
 
 class Voxels(NamedTuple):
-    """The occupied cells of a point cloud, in lexicographic order of (b, x, y, z)."""
+    """The occupied cells of a point cloud. From ``voxelize`` in lexicographic order of (b, x, y, z), from
+    ``hard_voxelize`` sample after sample in order of arrival."""
 
-    features: torch.Tensor  # (V, F): reduced columns of the points, x, y, z included
+    features: (
+        torch.Tensor
+    )  # (V, F): reduced columns of the points, x, y, z included; or all of them, (V, max_points, F)
     coords: torch.Tensor  # (V, 4) int32: sample and cell, (b, x, y, z)
     inverse: torch.Tensor  # (P,) int64: row of each point's voxel, -1 for points that were dropped
     counts: torch.Tensor  # (V,) int64: points in each voxel
@@ -57,11 +71,75 @@ def voxelize(
     float16 and bfloat16. Deterministic, forward and backward. CPU (threaded) and CUDA; on a GPU the host waits once,
     for the number of voxels.
     """
+    _check_reduce(reduce, _REDUCE)
+    assigned = _assign(points, batch_index, lower, voxel_size, size)
+    return Voxels(_reduce(points, assigned, reduce), assigned[0], assigned[1], assigned[3].diff())
+
+
+def hard_voxelize(
+    points: torch.Tensor,
+    batch_index: torch.Tensor | None,
+    lower: Sequence[float],
+    voxel_size: Sequence[float],
+    size: Sequence[int],
+    max_points: int | None = None,
+    max_voxels: int | None = None,
+    reduce: str = 'mean',
+) -> Voxels:
+    """Group points by the cell they lie in, with limits on both numbers.
+
+    Cells are those of ``voxelize``. The voxels of a sample are numbered in the order of their first points; those from
+    number ``max_voxels`` on are dropped with their points. Of the points of a voxel the first ``max_points`` are kept,
+    in the order of ``points`` (also those that come after the voxels have run out). This is the choice of mmcv's
+    deterministic hard voxelisation, so models trained with it see the same voxels in the same order.
+
+    Args:
+        points, batch_index, lower, voxel_size, size: as in ``voxelize``.
+        max_points: points kept in a voxel; None: all.
+        max_voxels: voxels kept in a sample; None: all.
+        reduce: 'mean', 'sum' or 'max' over the points kept in a cell, or 'none': the points themselves, in
+            ``max_points`` slots of which the empty ones hold 0.
+
+    Returns:
+        Voxels: features (V, F), for 'none' (V, max_points, F); coords (V, 4) int32 (b, x, y, z), sample after sample;
+        inverse (P,) int64, -1 for points that were dropped for either reason; counts (V,) int64 points kept.
+
+    Raises:
+        TypeError, ValueError: as ``voxelize``; a limit below 1; 'none' without ``max_points``.
+
+    Differentiable in ``points`` as ``voxelize``; dropped points get 0. Deterministic. CPU and CUDA (where the choice is
+    made by torch's own sorting); on a GPU the host waits for the number of voxels.
+    """
+    _check_reduce(reduce, (*_REDUCE, 'none'))
+    for name, value in (('max_points', max_points), ('max_voxels', max_voxels)):
+        if value is not None and (int(value) != value or value < 1):
+            raise ValueError(f'{name} must be a whole number above 0 or None, found {value}')
+    if reduce == 'none' and max_points is None:
+        raise ValueError("max_points must be given for reduce='none', it is the number of slots")
+    assigned = _assign(points, batch_index, lower, voxel_size, size)
+    limits = [2**62 if value is None else int(value) for value in (max_points, max_voxels)]
+    limit = torch.ops.occforge.voxel_limit if use_extension(points.device) else voxel_limit_reference
+    assigned = coords, inverse, point, offset = limit(*assigned, *limits)
+    if reduce == 'none':
+        voxel = inverse[point[: int(offset[-1])]]
+        slot = voxel * max_points + torch.arange(len(voxel), device=points.device) - offset[voxel]
+        features = points.new_zeros(len(coords) * max_points, points.shape[1])
+        features = features.index_copy(0, slot, points[point[: len(voxel)]]).unflatten(0, (len(coords), max_points))
+    else:
+        features = _reduce(points, assigned, reduce)
+    return Voxels(features, coords, inverse, offset.diff())
+
+
+def _check_reduce(reduce, known):
+    if reduce not in known:
+        raise ValueError(f'reduce must be one of {", ".join(sorted(known))}, found {reduce!r}')
+
+
+def _assign(points, batch_index, lower, voxel_size, size):
+    """Checks the arguments; coords, inverse, point and offset of ``voxel_assign``."""
     check_tensor('points', points, '(P, F) with F >= 3', 2, dtypes=_FLOATING)
     if points.shape[1] < 3:
         raise ValueError(f'points must have shape (P, F) with F >= 3, found {tuple(points.shape)}')
-    if reduce not in _REDUCE:
-        raise ValueError(f'reduce must be one of {", ".join(sorted(_REDUCE))}, found {reduce!r}')
     if batch_index is not None:
         check_tensor('batch_index', batch_index, '(P,)', 1, dtypes=(torch.int64,))
         if batch_index.shape[0] != points.shape[0]:
@@ -75,13 +153,13 @@ def voxelize(
     positions = points.detach()
     if points.dtype in (torch.float16, torch.bfloat16):
         positions = positions[:, :3].float()
-    if use_extension(points.device):
-        coords, inverse, point, offset = torch.ops.occforge.voxel_assign(positions, batch_index, *grid)
-        features, _ = torch.ops.occforge.voxel_reduce(points, inverse, point, offset, _REDUCE[reduce])
-    else:
-        coords, inverse, point, offset = voxel_assign_reference(positions, batch_index, *grid)
-        features, _ = voxel_reduce_reference(points, inverse, point, offset, _REDUCE[reduce])
-    return Voxels(features, coords, inverse, offset.diff())
+    run = torch.ops.occforge.voxel_assign if use_extension(points.device) else voxel_assign_reference
+    return run(positions, batch_index, *grid)
+
+
+def _reduce(points, assigned, reduce):
+    run = torch.ops.occforge.voxel_reduce if use_extension(points.device) else voxel_reduce_reference
+    return run(points, *assigned[1:], _REDUCE[reduce])[0]
 
 
 def voxel_assign_reference(points, batch_index, lower, voxel_size, size):
@@ -110,6 +188,28 @@ def voxel_assign_reference(points, batch_index, lower, voxel_size, size):
     inverse[kept] = voxel
     point = torch.where(kept, inverse, cells.shape[0]).sort(stable=True).indices
     return coords, inverse, point, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def voxel_limit_reference(coords, inverse, point, offset, max_points, max_voxels):
+    """Plain-torch form of the operator ``voxel_limit``, which also serves on CUDA.
+
+    Takes and returns what ``voxel_assign`` returns: the voxels sample after sample in the order of their first points.
+    """
+    voxels, points = coords.shape[0], inverse.shape[0]
+    number = torch.arange(max(voxels, points), device=coords.device)
+    sample = coords[:, 0].long()  # ascending
+    order = (sample * (points + 1) + point[offset[:-1]]).argsort()
+    rank = number[:voxels] - torch.searchsorted(sample, sample)
+    order = order[rank < max_voxels]
+    counts = offset.diff()[order].clamp(max=max_points)
+    renumbered = torch.full((voxels + 1,), -1, dtype=torch.int64, device=coords.device)  # -1 stays -1
+    renumbered[order] = number[: len(order)]
+    place = torch.empty_like(inverse)  # of each point among those of its voxel
+    place[point] = number[:points]
+    place = place - offset[inverse]
+    inverse = torch.where((inverse >= 0) & (place < max_points), renumbered[inverse], -1)
+    point = torch.where(inverse < 0, len(order), inverse).sort(stable=True).indices
+    return coords[order], inverse, point, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def voxel_reduce_reference(features, inverse, point, offset, reduce):
@@ -145,6 +245,18 @@ if has_extension():
         index = points.new_empty(points.shape[0], dtype=torch.int64)
         coords = points.new_empty((voxels, 4), dtype=torch.int32)
         return coords, index, torch.empty_like(index), index.new_empty(voxels + 1)
+
+    @torch.library.register_fake('occforge::voxel_limit')
+    def _(coords, inverse, point, offset, max_points, max_voxels):
+        voxels = torch.library.get_ctx().new_dynamic_size()
+        return (
+            coords.new_empty(voxels, 4),
+            inverse.new_empty(inverse.shape),
+            point.new_empty(point.shape),
+            offset.new_empty(voxels + 1),
+        )
+
+    torch.library.register_kernel('occforge::voxel_limit', 'cuda', voxel_limit_reference)
 
     @torch.library.register_fake('occforge::voxel_reduce')
     def _(features, inverse, point, offset, reduce):
