@@ -19,6 +19,9 @@ TORCH_LIBRARY(occforge, m) {
   m.def(
       "deform_attn_backward(Tensor grad, Tensor value, Tensor locations, Tensor weights, Tensor sample, int[] shapes) "
       "-> (Tensor grad_value, Tensor grad_locations, Tensor grad_weights)");
+  m.def(
+      "ray_counts(Tensor pred, Tensor target, Tensor ring, Tensor origins, Tensor directions, float[] lower, "
+      "float[] voxel_size, int free, int num_classes, int rings, float[] thresholds) -> Tensor");
   m.def("confusion_matrix(Tensor pred, Tensor target, int num_classes, Tensor? mask) -> Tensor");
   m.def(
       "frustum_indices(Tensor points, float[] lower, float[] interval, int[] size) "

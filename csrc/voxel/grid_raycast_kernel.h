@@ -21,64 +21,83 @@ struct GridFrame {
   int64_t size[3];
 };
 
-// Visit the cells of the ray in order while visit(x, y, z, entry, exit) returns true. t runs from t_begin to t_end; an
-// origin outside the grid is first moved to where the ray enters it. Returns the t at which the walk ended: where the
-// ray left the grid (t_begin if it never was inside), or t_end. A ray with a non-finite number or without direction
-// gives NaN.
-template <typename Visitor>
-OCC_HD double walk_grid(const GridFrame& frame, const double* origin, const double* direction, double t_begin,
-                        double t_end, Visitor& visit) {
-  constexpr double kLargest = std::numeric_limits<double>::max();
-  double o[3], d[3], inverse[3], next[3];
-  int64_t cell[3];
+// A ray under way: the cell it is in, since `t`, and how it goes on. The face through which it leaves the cell along an
+// axis lies at (face - o) * inverse with face = cell + (step > 0); along an axis without motion that is infinity.
+struct Walk {
+  double o[3], inverse[3];
   int step[3];
+  int64_t cell[3];
+  double t;
+
+  OCC_HD double next(int axis) const {
+    return step[axis] == 0 ? std::numeric_limits<double>::infinity()
+                           : (static_cast<double>(cell[axis] + (step[axis] > 0)) - o[axis]) * inverse[axis];
+  }
+};
+
+enum class Start { kInside, kMisses, kInvalid };
+
+// Put the ray into the first cell that it crosses with t in t_begin..t_end; an origin outside the grid is moved to
+// where the ray enters it. kMisses: it crosses none. kInvalid: a number is not finite, or there is no direction.
+OCC_HD Start start_walk(const GridFrame& frame, const double* origin, const double* direction, double t_begin,
+                        double t_end, Walk& walk) {
+  constexpr double kLargest = std::numeric_limits<double>::max();
+  double d[3];
   double entry = t_begin, leave = std::numeric_limits<double>::infinity();
   bool valid = false;
   for (int axis = 0; axis < 3; ++axis) {
-    o[axis] = (origin[axis] - frame.lower[axis]) / frame.voxel_size[axis];
+    walk.o[axis] = (origin[axis] - frame.lower[axis]) / frame.voxel_size[axis];
     d[axis] = direction[axis] / frame.voxel_size[axis];
-    if (!(std::fabs(o[axis]) <= kLargest) || !(std::fabs(d[axis]) <= kLargest)) {
-      return std::numeric_limits<double>::quiet_NaN();
-    }
-    inverse[axis] = 1.0 / d[axis];
-    const bool moves = std::fabs(inverse[axis]) <= kLargest;  // not for 0, nor for what is too small to divide by
-    step[axis] = moves ? (d[axis] > 0 ? 1 : -1) : 0;
+    if (!(std::fabs(walk.o[axis]) <= kLargest) || !(std::fabs(d[axis]) <= kLargest)) return Start::kInvalid;
+    walk.inverse[axis] = 1.0 / d[axis];
+    const bool moves = std::fabs(walk.inverse[axis]) <= kLargest;  // not for 0, nor for what is too small to divide by
+    walk.step[axis] = moves ? (d[axis] > 0 ? 1 : -1) : 0;
     valid = valid || moves;
   }
-  if (!valid) return std::numeric_limits<double>::quiet_NaN();
+  if (!valid) return Start::kInvalid;
 
   // Clip to the box. `face` is the axis of the face through which an outer origin enters, its cell there is known
   // exactly.
   int face = -1;
   for (int axis = 0; axis < 3; ++axis) {
     const double size = static_cast<double>(frame.size[axis]);
-    if (step[axis] == 0) {
-      if (!(o[axis] >= 0 && o[axis] < size)) return t_begin;
+    if (walk.step[axis] == 0) {
+      if (!(walk.o[axis] >= 0 && walk.o[axis] < size)) return Start::kMisses;
       continue;
     }
-    const double near = ((step[axis] > 0 ? 0.0 : size) - o[axis]) * inverse[axis];
-    const double far = ((step[axis] > 0 ? size : 0.0) - o[axis]) * inverse[axis];
+    const double near = ((walk.step[axis] > 0 ? 0.0 : size) - walk.o[axis]) * walk.inverse[axis];
+    const double far = ((walk.step[axis] > 0 ? size : 0.0) - walk.o[axis]) * walk.inverse[axis];
     if (near > entry) {
       entry = near;
       face = axis;
     }
     leave = far < leave ? far : leave;
   }
-  if (!(entry < leave && entry <= t_end)) return t_begin;
+  if (!(entry < leave && entry <= t_end)) return Start::kMisses;
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t last = frame.size[axis] - 1;
     if (axis == face) {
-      cell[axis] = step[axis] > 0 ? 0 : last;
+      walk.cell[axis] = walk.step[axis] > 0 ? 0 : last;
     } else {
-      const double at = o[axis] + (step[axis] == 0 ? 0.0 : entry * d[axis]);
+      const double at = walk.o[axis] + (walk.step[axis] == 0 ? 0.0 : entry * d[axis]);
       const double low = std::floor(at);
-      cell[axis] = low < 0 ? 0 : (low > static_cast<double>(last) ? last : static_cast<int64_t>(low));
+      walk.cell[axis] = low < 0 ? 0 : (low > static_cast<double>(last) ? last : static_cast<int64_t>(low));
     }
-    next[axis] = step[axis] == 0 ? std::numeric_limits<double>::infinity()
-                                 : (static_cast<double>(cell[axis] + (step[axis] > 0)) - o[axis]) * inverse[axis];
   }
+  walk.t = entry;
+  return Start::kInside;
+}
 
-  double t = entry;
+// Visit the cells of the ray in order while visit(x, y, z, entry, exit) returns true. t runs from t_begin to t_end.
+// Returns the t at which the walk ended: where the ray left the grid (t_begin if it never was inside), or t_end. A ray
+// with a non-finite number or without direction gives NaN.
+template <typename Visitor>
+OCC_HD double walk_grid(const GridFrame& frame, const double* origin, const double* direction, double t_begin,
+                        double t_end, Visitor& visit) {
+  Walk walk;
+  const Start start = start_walk(frame, origin, direction, t_begin, t_end, walk);
+  if (start != Start::kInside) return start == Start::kMisses ? t_begin : std::numeric_limits<double>::quiet_NaN();
+  double next[3] = {walk.next(0), walk.next(1), walk.next(2)};
   while (true) {
     int axis;
     if (next[0] < next[1]) {
@@ -86,13 +105,13 @@ OCC_HD double walk_grid(const GridFrame& frame, const double* origin, const doub
     } else {
       axis = next[1] < next[2] ? 1 : 2;
     }
-    const double exit = next[axis] > t ? next[axis] : t;
-    if (!visit(cell[0], cell[1], cell[2], t, exit)) return t;
+    const double exit = next[axis] > walk.t ? next[axis] : walk.t;
+    if (!visit(walk.cell[0], walk.cell[1], walk.cell[2], walk.t, exit)) return walk.t;
     if (exit > t_end) return t_end;
-    t = exit;
-    cell[axis] += step[axis];
-    if (cell[axis] < 0 || cell[axis] >= frame.size[axis]) return t;
-    next[axis] = (static_cast<double>(cell[axis] + (step[axis] > 0)) - o[axis]) * inverse[axis];
+    walk.t = exit;
+    walk.cell[axis] += walk.step[axis];
+    if (walk.cell[axis] < 0 || walk.cell[axis] >= frame.size[axis]) return walk.t;
+    next[axis] = walk.next(axis);
   }
 }
 

@@ -12,9 +12,9 @@ from cases import (
 )
 
 SYSTEM = 'FusionOcc'
-CHECKS = collect_checks(['fusionocc_ops', 'fusionocc_lidar', 'fusionocc_base', 'fusionocc_model'])
+CHECKS = collect_checks(['fusionocc_ops', 'fusionocc_lidar', 'fusionocc_base', 'fusionocc_model', 'fusionocc_rays'])
 # Cases whose subject is not in the library yet. An entry goes as soon as its check exists.
-NOT_YET_COVERED = {case: f'the golden case {case} has no check yet' for case in ('rayiou', 'ray_origins')}
+NOT_YET_COVERED = {}
 
 
 @pytest.mark.parametrize(('check', 'path'), parametrize(SYSTEM, CHECKS, NOT_YET_COVERED))

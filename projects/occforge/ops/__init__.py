@@ -14,6 +14,7 @@ from .confusion import confusion_matrix
 from .deform_attn import deform_attn, depth_deform_attn, sample_depth
 from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
+from .ray_counts import ray_counts
 from .ray_samples import RaySamples, clip_rays, sample_rays
 from .voxelize import Voxels, hard_voxelize, voxelize
 
@@ -38,6 +39,7 @@ __all__ = [
     'hard_voxelize',
     'has_extension',
     'observed_cells',
+    'ray_counts',
     'ray_offsets',
     'sample_depth',
     'sample_rays',

@@ -23,6 +23,7 @@ _OPERATORS = (
     'frustum_pool',
     'frustum_pool_backward',
     'observed_cells',
+    'ray_counts',
     'ray_distortion',
     'ray_distortion_backward',
     'ray_samples',
