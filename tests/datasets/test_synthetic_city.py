@@ -2,6 +2,11 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -257,26 +262,44 @@ def test_lidar_agrees_with_the_rendered_depth(nusc, worlds):
     assert total > 10_000 and close >= 0.98 * total, (close / total, total)
 
 
+def cells_of_boxes(boxes, to_ego, names):
+    """Flat index and class of every voxel that an annotated box reaches into (samples 0.1 m apart)."""
+    for box in boxes:
+        size = np.array(box.wlh)[[1, 0, 2]]
+        axes = [np.linspace(-0.5, 0.5, int(np.ceil(edge / 0.1)) + 1) * edge for edge in size]
+        points = np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3) @ box.rotation_matrix.T + box.center
+        cell, inside = cells_of(points @ to_ego[:3, :3].T + to_ego[:3, 3])
+        yield cell[inside], occ3d.LIDARSEG_TO_OCC[names[box.name]]
+
+
+def cells_of(points):
+    """(N, 3) ego metres -> flat index of the voxel, and which points are inside the grid."""
+    at = np.floor((points - occ3d.POINT_CLOUD_RANGE[:3]) / occ3d.VOXEL_SIZE[0]).astype(int)
+    inside = ((at >= 0) & (at < occ3d.GRID_SIZE)).all(1)
+    return np.ravel_multi_index(tuple(np.clip(at, 0, np.array(occ3d.GRID_SIZE) - 1).T), occ3d.GRID_SIZE), inside
+
+
 def test_points_fall_into_voxels_of_their_class(nusc):
+    """A voxel holds the classes of the sweep's points in it and of the annotated boxes that reach into it: under a
+    car the sweep often hits the road alone."""
     agree, single, single_agree, total, hollow = 0, 0, 0, 0, 0
-    rig = load_rig()
-    mount = lidar_pose(rig.lidar, np.eye(4))
+    mount = lidar_pose(load_rig().lidar, np.eye(4))
     for sample in nusc.sample:
-        _, points, lidarseg = lidar_of(nusc, sample)
-        label = labels_of(nusc, sample)['semantics']
-        ego = points[:, :3].astype(float) @ mount[:3, :3].T + mount[:3, 3]
-        cell = np.floor((ego - occ3d.POINT_CLOUD_RANGE[:3]) / occ3d.VOXEL_SIZE[0]).astype(int)
-        inside = ((cell >= 0) & (cell < occ3d.GRID_SIZE)).all(1)
-        want, got = occ3d.LIDARSEG_TO_OCC[lidarseg[inside]], label[tuple(cell[inside].T)]
-        flat = np.ravel_multi_index(tuple(cell[inside].T), occ3d.GRID_SIZE)
-        classes = np.zeros(label.size, int)
-        for c in range(17):
-            classes[np.unique(flat[want == c])] += 1
-        alone = classes[flat] == 1
+        data, points, lidarseg = lidar_of(nusc, sample)
+        label = labels_of(nusc, sample)['semantics'].reshape(-1)
+        flat, inside = cells_of(points[:, :3].astype(float) @ mount[:3, :3].T + mount[:3, 3])
+        flat, want = flat[inside], occ3d.LIDARSEG_TO_OCC[lidarseg[inside]]
+        holds = np.zeros((label.size, 17), bool)
+        holds[flat, want] = True
+        _, boxes, _ = nusc.get_sample_data(data['token'])
+        for cells, cls in cells_of_boxes(boxes, mount, nusc.lidarseg_name2idx_mapping):
+            holds[cells, cls] = True
+        alone, got = holds[flat].sum(1) == 1, label[flat]
         agree, total = agree + (want == got).sum(), total + len(want)
         single, single_agree = single + alone.sum(), single_agree + (want == got)[alone].sum()
         hollow += (got == occ3d.FREE).sum()
-    assert single_agree >= 0.985 * single, single_agree / single  # see the next test for what the rest is
+    assert single > 0.85 * total
+    assert single_agree >= 0.99 * single, single_agree / single
     assert agree >= 0.95 * total, agree / total
     assert hollow <= 0.002 * total
 
@@ -310,12 +333,9 @@ def test_points_agree_in_voxels_that_truly_hold_one_class(worlds):
     seen.close()
     label = labels.semantics(world, moment, seen)
     back = np.linalg.inv(moment.ego)
-    origin, size = np.array(occ3d.POINT_CLOUD_RANGE[:3]), occ3d.VOXEL_SIZE[0]
 
     def cells(points):
-        at = np.floor((points @ back[:3, :3].T + back[:3, 3] - origin) / size).astype(int)
-        inside = ((at >= 0) & (at < occ3d.GRID_SIZE)).all(1)
-        return np.ravel_multi_index(tuple(np.clip(at, 0, np.array(occ3d.GRID_SIZE) - 1).T), occ3d.GRID_SIZE), inside
+        return cells_of(points @ back[:3, :3].T + back[:3, 3])
 
     holds = np.zeros((label.size, 17), bool)
     dense, agents = dense_scan(world, moment, rig.lidar)
@@ -340,7 +360,9 @@ def test_points_agree_in_voxels_that_truly_hold_one_class(worlds):
 def cells_along(origins, targets, stop=None):
     """Independent traversal: cut each segment at all grid planes it crosses; the pieces' middles name the cells.
 
-    ``stop`` (X, Y, Z) bool: end at the first such cell. Yields flat indices of the cells, chunk by chunk.
+    A cell counts if a piece of more than 1e-12 of the segment (0.1 nm of 100 m) lies in it: what is merely touched, at
+    an edge or a corner, does not. ``stop`` (X, Y, Z) bool: end at the first such cell. Yields flat indices of the
+    cells, chunk by chunk.
     """
     lower, size, shape = np.array(occ3d.POINT_CLOUD_RANGE[:3]), occ3d.VOXEL_SIZE[0], np.array(occ3d.GRID_SIZE)
     for begin in range(0, len(targets), 8000):
@@ -367,9 +389,11 @@ def cells_along(origins, targets, stop=None):
         yield flat
 
 
-def test_masks_equal_an_independent_ray_cast(nusc):
+@pytest.mark.parametrize('number', [1, KEYFRAMES])
+def test_masks_equal_an_independent_ray_cast(nusc, number):
+    """Cell by cell, none excepted. Poses come from the written tables."""
     rig = load_rig()
-    sample = nusc.sample[1]
+    sample = nusc.sample[number]
     data = labels_of(nusc, sample)
     assert data['semantics'].shape == occ3d.GRID_SIZE and all(v.dtype == np.uint8 for v in data.values())
     lidar, points, _ = lidar_of(nusc, sample)
@@ -378,8 +402,8 @@ def test_masks_equal_an_independent_ray_cast(nusc):
     mask = np.zeros(data['semantics'].size, bool)
     for flat in cells_along(np.broadcast_to(mount[:3, 3], targets.shape), targets):
         mask[flat] = True
-    wrong = (mask.reshape(occ3d.GRID_SIZE) != data['mask_lidar'].astype(bool)).sum()
-    assert wrong <= 5e-4 * mask.sum(), (wrong, mask.sum())
+    assert mask.sum() > 50_000
+    assert (mask.reshape(occ3d.GRID_SIZE) != data['mask_lidar'].astype(bool)).sum() == 0
 
     ego = pose_of(nusc.get('ego_pose', lidar['ego_pose_token']))
     mask = np.zeros(data['semantics'].size, bool)
@@ -391,8 +415,8 @@ def test_masks_equal_an_independent_ray_cast(nusc):
         origin = np.broadcast_to(pose[:3, 3], rays.shape)
         for flat in cells_along(origin, origin + 120 * rays, data['semantics'] != occ3d.FREE):
             mask[flat] = True
-    wrong = (mask.reshape(occ3d.GRID_SIZE) != data['mask_camera'].astype(bool)).sum()
-    assert wrong <= 5e-4 * mask.sum(), (wrong, mask.sum())
+    assert mask.sum() > 50_000
+    assert (mask.reshape(occ3d.GRID_SIZE) != data['mask_camera'].astype(bool)).sum() == 0
 
 
 def test_every_class_is_near(nusc):
@@ -461,6 +485,28 @@ def test_goes_on_after_a_kill(tiny, tmp_path, monkeypatch):
     before = digest(tmp_path)
     generate(tmp_path, workers=1, **TINY)  # complete: nothing to do
     assert digest(tmp_path) == before and len(swept) == 2
+
+
+def test_goes_on_after_sigkill(tiny, tmp_path):
+    """The whole process group (parent and both workers) is killed among the sweeps and among the frames."""
+    code = f'from occforge.datasets.synthetic_city import generate; generate({str(tmp_path)!r}, workers=2, **{TINY!r})'
+
+    def start():
+        return subprocess.Popen([sys.executable, '-c', code], start_new_session=True)
+
+    kills = 0
+    for enough in (20, 60):  # files on disk, of 93 in the end; some half-written
+        process = start()
+        while process.poll() is None and sum(path.is_file() for path in tmp_path.rglob('*')) < enough:
+            time.sleep(0.005)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        assert process.wait() == -signal.SIGKILL
+        assert not json.loads((tmp_path / 'synthetic_city.json').read_text())['complete']
+    assert kills == 2
+    assert start().wait() == 0
+    assert digest(tmp_path) == digest(tiny)
 
 
 def test_camera_sweeps_and_mini_names(tiny):
