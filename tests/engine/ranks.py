@@ -4,6 +4,7 @@ import os
 import socket
 
 import torch
+from occforge.engine import read_checkpoint
 from torch import distributed as torch_dist
 from torch import multiprocessing
 
@@ -34,4 +35,4 @@ def run_ranks(function, world, folder, *args):
     multiprocessing.start_processes(
         _run, (function, world, free_port(), str(folder), args), nprocs=world, start_method='fork'
     )
-    return [torch.load(os.path.join(folder, f'rank{rank}.pt'), weights_only=False) for rank in range(world)]
+    return [read_checkpoint(os.path.join(folder, f'rank{rank}.pt')) for rank in range(world)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from occforge.engine import read_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / 'tools'
@@ -100,7 +101,7 @@ def trained(tmp_path_factory):
 
 
 def loaded(folder, name):
-    return torch.load(folder / name, weights_only=False)
+    return read_checkpoint(folder / name)
 
 
 # -------------------------------------------------------------------------------------------------- before torch
