@@ -61,7 +61,10 @@ at::Tensor confusion_matrix_cpu(const at::Tensor& pred_, const at::Tensor& targe
       const int64_t end = total * (part + 1) / parts;
       int64_t since = 0;
       const auto flush = [&] {
-        for (int64_t i = 0; i < kTables * bins; ++i) sum[i % bins] += tables[i];
+        for (int lane = 0; lane < kTables; ++lane) {
+          const uint32_t* table = tables.data() + lane * bins;
+          for (int64_t i = 0; i < bins; ++i) sum[i] += table[i];
+        }
         std::fill(tables.begin(), tables.end(), 0u);
         since = 0;
       };

@@ -53,6 +53,6 @@ def test_nuscenes(city):
 def test_the_mask_of_the_metric_follows_its_field():
     path = CONFIGS / 'synthetic_city_occ.py'
     assert load_config(path).val_evaluator.eval_mask == 'none'
-    for override in ('eval_mask=lidar', 'val_evaluator.eval_mask=lidar'):
+    for override in ('eval_mask=lidar', 'val_evaluator.eval_mask=lidar', 'test_evaluator.0.eval_mask=lidar'):
         cfg = load_config(path, [override])
-        assert cfg.val_evaluator.eval_mask == cfg.test_evaluator.eval_mask == 'lidar'
+        assert cfg.val_evaluator.eval_mask == cfg.test_evaluator[0].eval_mask == 'lidar'

@@ -129,9 +129,9 @@ def test_ignored_labels_and_finer_labels():
     assert np.array_equal(found.numpy(), expected)
 
 
-def test_results_go_to_the_work_dir_and_predictions_to_the_dump_dir(tmp_path):
+def test_results_go_to_the_file_and_predictions_to_the_dump_dir(tmp_path):
     scenes = [scene(seed) for seed in range(3)]
-    run(scenes, work_dir=str(tmp_path), dump_dir=str(tmp_path / 'dump'))
+    run(scenes, out_file=str(tmp_path / 'results.json'), dump_dir=str(tmp_path / 'dump'))
     assert json.load(open(tmp_path / 'results.json'))['samples'] == 3
     for s in scenes:
         with np.load(tmp_path / 'dump' / f'{s["token"]}.npz') as archive:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from cases import config, tensor
 from occforge.datasets.info_files import pose_matrix
+from occforge.datasets.ray_origins import scene_ray_origins
 from occforge.evaluation import rays
 from occforge.ops import cast_rays, ray_counts
 
@@ -68,6 +69,6 @@ def check_ray_origins(npz):
             zip(npz['scene_id'], npz['ego2global_rotation_wxyz'], npz['ego2global_translation'])
         )
     ]
-    found = rays.scene_ray_origins(infos, limit=cfg['limit_xy'], max_origins=cfg['max_origins'])
+    found = scene_ray_origins(infos, limit=cfg['limit_xy'], max_origins=cfg['max_origins'])
     for k in range(len(infos)):
         np.testing.assert_allclose(found[str(k)], npz[f'origins_{k}'], rtol=0, atol=1e-5)

@@ -337,4 +337,4 @@ def test_use_mask_reaches_the_model_from_line_child_and_command_line(tmp_path, v
         cfg = load_config(path, overrides)
         assert MODELS.build(cfg.model).use_mask is value, (path, overrides)
         # the metric's mask is a field of its own
-        assert cfg.val_evaluator.eval_mask == cfg.test_evaluator.eval_mask == 'none'
+        assert cfg.val_evaluator.eval_mask == cfg.test_evaluator[0].eval_mask == 'none'

@@ -93,12 +93,14 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
+# Validation during training: mIoU and geometric IoU under all masks. The test: RayIoU as well.
+# A config that wants it at each validation says `val_evaluator = _base_.test_evaluator`.
 val_evaluator = dict(type='OccupancyMetric', eval_mask=eval_mask)
-test_evaluator = val_evaluator
+test_evaluator = [dict(type='OccupancyMetric', eval_mask=eval_mask), dict(type='RayIoU')]
 
 # a change of the name reaches the places that the file's variable went to
 linked_fields_data = [
-    dict(name='eval_mask', value=eval_mask, to=['val_evaluator.eval_mask', 'test_evaluator.eval_mask']),
+    dict(name='eval_mask', value=eval_mask, to=['val_evaluator.eval_mask', 'test_evaluator.0.eval_mask']),
     dict(
         name='data_root',
         value=data_root,

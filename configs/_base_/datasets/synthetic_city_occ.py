@@ -76,4 +76,3 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(eval_mask=eval_mask)
-test_evaluator = val_evaluator

@@ -12,6 +12,7 @@ from occforge.errors import ConfigError, DataError
 
 from .info_files import load_infos
 from .occ3d import CLASS_NAMES, PALETTE
+from .ray_origins import scene_ray_origins
 from .shared import SharedIntegers
 
 CAMERA_NAMES = ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT')
@@ -27,6 +28,7 @@ class NuScenesOccDataset(BaseDataset):
       has none the sample's own info stands in (``is_repeat`` says so);
     * ``sample_seed`` and ``rng``: an integer and a ``numpy.random.Generator`` made from (seed, epoch, index). What a
       transform draws from ``rng`` depends neither on the worker nor on the process that loads the sample;
+    * in testing ``ray_origins``: (T, 3) float64 metres, key ego frame, where the rays of RayIoU start;
     * ``lidar_path``, ``camera_names``, ``test_mode``, ``source`` (the info file's name, for messages).
 
     The key frames are sorted by time, scene by scene. All annotations live in one buffer (mmengine's
@@ -123,6 +125,12 @@ class NuScenesOccDataset(BaseDataset):
             start[scene] = min(start.get(scene, np.inf), info['timestamp'])
         data_list.sort(key=lambda info: (start[str(info.get('scene_token'))], str(info.get('scene_token')),
                                          info['timestamp']))  # fmt: skip
+        # Without poses there are no origins: an error only if RayIoU asks for them.
+        posed = all('ego2global' in info and 'lidar2ego' in (info.get('lidar_points') or {}) for info in data_list)
+        if self.test_mode and posed:
+            origins = scene_ray_origins(data_list, self.ann_file)
+            for info in data_list:
+                info['ray_origins'] = origins[str(info['token'])]
         return [self.parse_data_info(info) for info in data_list[:: self.load_interval]]
 
     def parse_data_info(self, info: dict) -> dict:

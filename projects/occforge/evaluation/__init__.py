@@ -1,5 +1,6 @@
 """Metrics."""
 
 from .occupancy_metric import OccupancyMetric
+from .ray_metrics import RayIoU, RayPQ
 
-__all__ = ['OccupancyMetric']
+__all__ = ['OccupancyMetric', 'RayIoU', 'RayPQ']

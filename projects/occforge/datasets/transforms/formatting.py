@@ -27,6 +27,7 @@ META_KEYS = (
     'ego2global',
     'lidar_path',
     'occ_path',
+    'ray_origins',
     'flip_dx',
     'flip_dy',
 )
