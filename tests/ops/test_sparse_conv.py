@@ -188,6 +188,14 @@ def test_autocast_computes_in_float32():
     assert torch.equal(out, ops.sparse_conv(x.bfloat16().float(), w, index))
 
 
+def test_the_reference_computes_in_float32_under_autocast():
+    _, index, _, x, w = small_case()
+    x, w = x.detach().float(), w.detach().float()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = ops.sparse_conv_reference(x, w, index)
+    assert torch.equal(out, ops.sparse_conv_reference(x, w, index))
+
+
 @compiled
 def test_compile_fullgraph():
     _, index, index_t, x, w = small_case()

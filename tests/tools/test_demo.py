@@ -1,15 +1,19 @@
 """demo.py and ablation.py on made-up commands' results, and label_prior.py and visualize_infos.py on small data."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ablation
 import demo
 import numpy as np
 import pytest
+import torch
 from occforge.datasets import occ3d
+from occforge.engine import read_checkpoint
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 NAMES = list(occ3d.CLASS_NAMES)
@@ -75,6 +79,41 @@ def test_unknown_config_and_foreign_work_dir(tmp_path):
     done = run('demo.py', '--config', __file__, '--work-dir', tmp_path, '--fresh')
     assert done.returncode == 1 and 'not made by this tool' in done.stderr and 'Traceback' not in done.stderr
     assert (tmp_path / 'thesis.txt').exists()
+
+
+@pytest.mark.slow
+def test_goes_on_after_sigkill_in_the_training(tmp_path):
+    """Killed after the first checkpoint, called again: the stages before are used again, the training resumes and ends
+    with the weights of a training that was left alone."""
+    short = ['default_hooks.logger.interval=1', 'model.loss_occ.lovasz_samples=2000', 'val_cfg=None',
+             'val_dataloader=None', 'val_evaluator=None', 'max_epochs=3']  # fmt: skip
+    options = ['--scenes', 2, '--keyframes', 4, '--pictures', 1, '--cfg-options', *short]
+
+    def start(folder):
+        command = [TOOLS / 'demo.py', '--data-root', tmp_path / 'city', '--work-dir', tmp_path / folder, *options]
+        log = open(tmp_path / f'{folder}.txt', 'a')
+        with log:
+            return subprocess.Popen([sys.executable, *map(str, command)], stdout=log, stderr=subprocess.STDOUT)
+
+    killed = start('killed')
+    training = tmp_path / 'killed' / 'training'
+    while killed.poll() is None and not (training / 'last_checkpoint').exists():
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL, (tmp_path / 'killed.txt').read_text()
+    assert not (training / 'epoch_3.pth').exists()
+    before = len((tmp_path / 'killed.txt').read_text())
+    assert start('killed').wait() == 0, (tmp_path / 'killed.txt').read_text()
+    again = (tmp_path / 'killed.txt').read_text()[before:]
+    assert '[city] done before' in again and '[label prior] done before' in again
+    assert 'Resumed after 1 epochs' in again or 'Resumed after 2 epochs' in again
+    assert (tmp_path / 'killed' / 'summary.txt').exists() and len(
+        list((tmp_path / 'killed/pictures').glob('*.png'))
+    ) == 1
+
+    assert start('straight').wait() == 0, (tmp_path / 'straight.txt').read_text()
+    ours, theirs = (read_checkpoint(tmp_path / name / 'training/epoch_3.pth') for name in ('killed', 'straight'))
+    assert all(torch.equal(value, theirs['state_dict'][key]) for key, value in ours['state_dict'].items())
 
 
 def make_data(root, split, grids):

@@ -153,9 +153,10 @@ def sparse_conv_reference(features: Tensor, weight: Tensor, index: Tensor) -> Te
     """``sparse_conv`` in plain torch; differentiable."""
     wide = torch.promote_types(features.dtype, torch.float32)
     out = torch.zeros(index.shape[1], weight.shape[0], dtype=wide, device=features.device)
-    for tap, rows in enumerate(index):
-        sites = (rows >= 0).nonzero().flatten()
-        out = out.index_add(0, sites, features[rows[sites].long()].to(wide) @ weight[:, tap].to(wide).t())
+    with torch.autocast(features.device.type, enabled=False):  # it would make the products narrow again
+        for tap, rows in enumerate(index):
+            sites = (rows >= 0).nonzero().flatten()
+            out = out.index_add(0, sites, features[rows[sites].long()].to(wide) @ weight[:, tap].to(wide).t())
     return out.to(features.dtype)
 
 
