@@ -1,5 +1,8 @@
 """Training in one and in several processes, loading, mixed precision, what the log says."""
 
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -152,3 +155,35 @@ def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path):
                           '+default_hooks.checkpoint.rule=less']) == 0, output(tmp_path)  # fmt: skip
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['best_error_epoch_3.pth', 'epoch_3.pth']
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
+
+
+_VARIABLE_ROWS = """
+import torch
+from occforge.engine.memory import bound_onednn_caches, host_memory
+if {bound}:
+    bound_onednn_caches(16)
+torch.set_num_threads(1)
+layers = [torch.nn.Linear(16, 32) for _ in range(8)]
+for step in range(120):
+    with torch.autocast('cpu', torch.bfloat16):
+        for layer in layers:
+            layer(torch.zeros(1000 + step, 16, requires_grad=True)).float().sum().backward()
+    if step == 19:
+        before = host_memory()
+print(host_memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory as the kernel reports it on Linux')
+def test_bfloat16_layers_with_ever_new_numbers_of_rows_do_not_fill_the_memory():
+    environment = {key: value for key, value in os.environ.items() if not key.endswith('CACHE_CAPACITY')}
+    grown = [
+        float(subprocess.run(
+            [sys.executable, '-c', _VARIABLE_ROWS.format(bound=bound)], env=environment, capture_output=True, text=True,
+            check=True,
+        ).stdout)
+        for bound in (False, True)
+    ]  # fmt: skip
+    if grown[0] < 50:
+        pytest.skip(f'this processor keeps {grown[0]:.0f} MiB without the bound')
+    assert grown[1] < 0.4 * grown[0], grown

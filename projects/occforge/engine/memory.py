@@ -21,6 +21,17 @@ def host_memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
+def bound_onednn_caches(entries: int = 256) -> None:
+    """Let oneDNN, which runs bfloat16 layers on the CPU, keep fewer compiled kernels; call it before the first of them.
+
+    Each size of input has its own kernels, some 0.3 MB of machine code each, and torch and oneDNN keep up to 1024 per
+    kind of operation. Sparse layers see another number of rows in every step, so that the caches fill with what never
+    comes again: gigabytes in an hour. The entries must hold what one step uses. Variables that the user has set stay.
+    """
+    for variable in ('ONEDNN_PRIMITIVE_CACHE_CAPACITY', 'LRU_CACHE_CAPACITY'):  # oneDNN's own, torch's around it
+        os.environ.setdefault(variable, str(entries))
+
+
 def gpu_memory() -> float:
     """Peak memory of tensors on the current GPU; 0 without one."""
     return torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else 0.0

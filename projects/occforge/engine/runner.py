@@ -36,6 +36,7 @@ from ..fileio import remove_leftovers
 from ..version import __version__
 from . import checkpoint as checkpoints
 from .dist import init_distributed, is_distributed, rank_and_world
+from .memory import bound_onednn_caches
 from .rng import rng_state, set_rng_state
 from .sync_batch_norm import convert_sync_batchnorm, count_batch_norms
 
@@ -54,6 +55,7 @@ class OccRunner(Runner):
 
     # -------------------------------------------------------------------------------------------------- environment
     def setup_env(self, env_cfg: dict) -> None:
+        bound_onednn_caches()
         if self._launcher != 'none' and not is_distributed():
             dist_cfg = dict(env_cfg.get('dist_cfg', {}))
             dist_cfg.setdefault('backend', None)
