@@ -38,23 +38,16 @@ class MetricsCsvHook(Hook):
     def __init__(self, interval: int = 50, filename: str = 'metrics.csv'):
         self.interval = interval
         self.filename = filename
-        self._columns: list[str] = []
-        self._rows: list[dict] = []
         self._since_row = 0
 
     # ------------------------------------------------------------------------------------------------------- phases
     def before_run(self, runner) -> None:
-        self._path = Path(runner.work_dir) / self.filename
-        self._columns, self._rows = read_table(self._path)
+        self._table = MetricsTable(Path(runner.work_dir) / self.filename)
 
     def before_train(self, runner) -> None:
         """Forget what a killed run did after the checkpoint that this one resumes from."""
-        if not is_main_process():
-            return
-        kept = [row for row in self._rows if row.get('phase') == 'test' or _number(row.get('iter')) <= runner.iter]
-        if len(kept) != len(self._rows):
-            self._rows = kept
-            self._rewrite()
+        if is_main_process():
+            self._table.keep(lambda row: row.get('phase') == 'test' or _number(row.get('iter')) <= runner.iter)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         self._since_row += 1
@@ -91,33 +84,53 @@ class MetricsCsvHook(Hook):
             if f'{phase}/{name}' in scalars
         }
 
-    # -------------------------------------------------------------------------------------------------------- table
     def _add(self, row: dict) -> None:
-        if not is_main_process():
-            return
-        row.update(host_memory_mb=host_memory(), gpu_memory_mb=gpu_memory())
+        if is_main_process():
+            self._table.add(dict(row, host_memory_mb=host_memory(), gpu_memory_mb=gpu_memory()))
+
+
+class MetricsTable:
+    """A CSV table to which rows are appended; a row that has new columns rewrites the file atomically.
+
+    Args:
+        path: of the file; what it holds already stays.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.columns, self.rows = read_table(self.path)
+
+    def add(self, row: dict) -> None:
+        """Append {column: text or number}."""
         row = {name: _text(value) for name, value in row.items()}
-        self._rows.append(row)
-        new = [name for name in row if name not in self._columns]
-        if new or not self._path.is_file():
-            first = [name for name in _FIRST if name in new or name in self._columns]
-            self._columns = first + [name for name in [*self._columns, *new] if name not in first]
+        self.rows.append(row)
+        new = [name for name in row if name not in self.columns]
+        if new or not self.path.is_file():
+            first = [name for name in _FIRST if name in new or name in self.columns]
+            self.columns = first + [name for name in [*self.columns, *new] if name not in first]
             self._rewrite()
             return
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
             os.write(descriptor, self._format([row]).encode())
         finally:
             os.close(descriptor)
 
+    def keep(self, wanted) -> None:
+        """Drop the rows for which ``wanted(row)`` is false."""
+        kept = [row for row in self.rows if wanted(row)]
+        if len(kept) != len(self.rows):
+            self.rows = kept
+            self._rewrite()
+
     def _rewrite(self) -> None:
-        header = self._format([dict(zip(self._columns, self._columns))])
-        with atomic_write(self._path, 'w', encoding='utf-8', newline='') as file:
-            file.write(header + self._format(self._rows))
+        header = self._format([dict(zip(self.columns, self.columns))])
+        with atomic_write(self.path, 'w', encoding='utf-8', newline='') as file:
+            file.write(header + self._format(self.rows))
 
     def _format(self, rows: list[dict]) -> str:
         buffer = io.StringIO()
-        csv.DictWriter(buffer, self._columns, restval='', lineterminator='\n').writerows(rows)
+        csv.DictWriter(buffer, self.columns, restval='', lineterminator='\n').writerows(rows)
         return buffer.getvalue()
 
 

@@ -1,0 +1,141 @@
+"""Scores occupancy predictions that lie on disk as Occ3D submissions."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from occforge.datasets.info_files import load_infos
+from occforge.datasets.occ3d import NUM_CLASSES, read_labels, read_npz
+from occforge.datasets.ray_origins import scene_ray_origins
+from occforge.errors import DataError
+
+PREDICTION_KEYS = ('arr_0', 'pred', 'semantics')  # the challenge's, SparseOcc's, that of label files
+
+
+def read_prediction(path: str | os.PathLike) -> np.ndarray:
+    """The (X, Y, Z) uint8 labels 0..17 of a prediction file: the one array of it, or that named in PREDICTION_KEYS.
+
+    Raises:
+        DataError: the file is missing, damaged or holds something else.
+    """
+    path = os.fspath(path)
+    name = PREDICTION_KEYS[0]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+        known = [key for key in PREDICTION_KEYS if key in names] or (names if len(names) == 1 else [])
+        if not known:
+            raise DataError(f'{path}: holds {sorted(names)}, expected one array, or one of {list(PREDICTION_KEYS)}')
+        name = known[0]
+    except DataError:
+        raise
+    except Exception:  # read_npz says what is wrong
+        pass
+    array = read_npz(path, (name,))[name]
+    if array.ndim != 3 or array.dtype.kind not in 'uib':
+        raise DataError(f'{path}: {name!r} is {array.dtype} {array.shape}, expected integers (X, Y, Z)')
+    if array.size and not 0 <= array.min() <= array.max() < NUM_CLASSES:
+        unknown = [int(v) for v in np.unique(array) if not 0 <= v < NUM_CLASSES]
+        raise DataError(f'{path}: {name!r} holds the labels {unknown[:5]}, expected 0..{NUM_CLASSES - 1}')
+    return array.astype(np.uint8, copy=False)
+
+
+def find_files(folder: str | os.PathLike, role: str) -> dict:
+    """{token: path} of a folder of predictions (``<token>.npz``) or labels (``.../<token>/labels.npz``).
+
+    Args:
+        folder: searched with all that is below it.
+        role: 'predictions' or 'labels'.
+
+    Raises:
+        DataError: there is no such folder, it holds none, or two of one token.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f'{folder}: no such folder')
+    pattern = '<token>.npz' if role == 'predictions' else '<scene>/<token>/labels.npz'
+    files: dict = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if not name.endswith('.npz') or name.startswith('.') or (role == 'labels') != (name == 'labels.npz'):
+                continue
+            path = os.path.join(parent, name)
+            token = os.path.basename(parent) if role == 'labels' else name.removesuffix('.npz')
+            if token in files:
+                raise DataError(f'{folder}: two files for token {token}: {files[token]} and {path}')
+            files[token] = path
+    if not files:
+        raise DataError(f'{folder}: holds no {role} ({pattern})')
+    return files
+
+
+def choose_samples(predictions: dict, labels: dict, info_file: str | None) -> tuple:
+    """Which samples are scored, and where their rays start.
+
+    With an info file: its samples, each of which must have labels and a prediction. Without: the predicted ones.
+
+    Returns:
+        (tokens, {token: (T, 3) origins}); no origins without an info file.
+
+    Raises:
+        DataError: a token has no labels or no prediction.
+    """
+    origins: dict = {}
+    tokens = sorted(predictions)
+    if info_file is not None:
+        _, items = load_infos(info_file)
+        origins = scene_ray_origins(items, info_file)
+        tokens = [str(item['token']) for item in items]
+        if not tokens:
+            raise DataError(f'{info_file}: holds no samples')
+        absent = [token for token in tokens if token not in predictions]
+        if absent:
+            raise DataError(
+                f'{len(absent)} of the {len(tokens)} samples of {info_file} have no prediction, the first: {absent[0]}'
+            )
+    absent = [token for token in tokens if token not in labels]
+    if absent:
+        raise DataError(f'{len(absent)} of {len(tokens)} tokens have no labels.npz, the first: {absent[0]}')
+    return tokens, origins
+
+
+def load_samples(
+    tokens: Sequence[str], predictions: dict, labels: dict, origins: dict, workers: int = 2
+) -> Iterator[dict]:
+    """The samples in order, as metrics take them; read ahead by threads (reading is mostly inflating)."""
+
+    def load(token):
+        truth = read_labels(labels[token], grid_size=None, ignore_label=255)
+        pred = read_prediction(predictions[token])
+        fits = all(t % p == 0 for t, p in zip(truth.semantics.shape, pred.shape))
+        if not fits:
+            raise DataError(
+                f'{predictions[token]}: shape {pred.shape}, expected {truth.semantics.shape} as in {labels[token]}'
+            )
+        arrays = dict(zip(('semantics', 'mask_lidar', 'mask_camera'), map(torch.from_numpy, truth)))
+        sample = dict(token=token, pred_occ=dict(semantics=torch.from_numpy(pred)), gt_occ=arrays)
+        return dict(sample, ray_origins=origins[token]) if origins else sample
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        waiting = []
+        for token in tokens:
+            waiting.append(pool.submit(load, token))
+            if len(waiting) > 2 * workers:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def evaluate_samples(samples: Iterable[dict], metrics: Sequence, size: int) -> dict:
+    """All metrics over the samples; {name: value}. Afterwards each metric has its ``document``."""
+    for sample in samples:
+        for metric in metrics:
+            metric.process(None, [sample])
+    results: dict = {}
+    for metric in metrics:
+        results.update(metric.evaluate(size))
+    return results
