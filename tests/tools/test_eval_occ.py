@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,3 +131,12 @@ def test_other_wrong_input_is_one_line(world, tmp_path):
     assert done.returncode == 2 and 'no labels.npz, the first: stranger' in done.stderr
     done = run('--no-such-option')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
+
+
+def test_the_benchmark_agrees_with_its_peers(tmp_path):
+    benchmark = Path(__file__).resolve().parents[2] / 'tools' / 'benchmarks' / 'metrics.py'
+    options = ['--samples', '1', '--origins', '1', '--repeat', '1', '--threads', '1', '--out', tmp_path / 'rows.json']
+    done = subprocess.run([sys.executable, benchmark, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # it compares the counts before it times anything
+    rows = json.loads((tmp_path / 'rows.json').read_text())['rows']
+    assert [row['name'] for row in rows if 'ratio' in row] == ['RayIoU, occforge', 'mIoU x 3 masks, occforge']
