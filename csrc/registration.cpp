@@ -76,4 +76,25 @@ TORCH_LIBRARY(occforge, m) {
       "-> (Tensor grad_weights, Tensor grad_values)");
   m.def("ray_distortion(Tensor weights, Tensor t, Tensor width, Tensor offset) -> Tensor");
   m.def("ray_distortion_backward(Tensor grad, Tensor weights, Tensor t, Tensor width, Tensor offset) -> Tensor");
+  m.def(
+      "volume_render(Tensor density, Tensor semantics, Tensor origins, Tensor directions, Tensor? grid_index, "
+      "Tensor? seed, float[] lower, float[] voxel_size, float near, float far, float step, int count, float position, "
+      "float unit, float shift, float stop, float min_weight) "
+      "-> (Tensor depth, Tensor semantics, Tensor transmittance, Tensor distortion)");
+  m.def(
+      "volume_render_backward(Tensor grad_depth, Tensor grad_semantics, Tensor grad_transmittance, "
+      "Tensor grad_distortion, Tensor depth, Tensor rendered, Tensor transmittance, Tensor distortion, "
+      "Tensor density, Tensor semantics, Tensor origins, Tensor directions, Tensor? grid_index, "
+      "Tensor? seed, float[] lower, float[] voxel_size, float near, float far, float step, int count, float position, "
+      "float unit, float shift, float stop, float min_weight) -> (Tensor grad_density, Tensor grad_semantics)");
+  m.def(
+      "volume_render_samples(Tensor density, Tensor semantics, Tensor points, Tensor t, Tensor interval, Tensor width, "
+      "Tensor offset, Tensor? grid_index, float shift, float stop, float min_weight) "
+      "-> (Tensor depth, Tensor semantics, Tensor transmittance, Tensor distortion)");
+  m.def(
+      "volume_render_samples_backward(Tensor grad_depth, Tensor grad_semantics, Tensor grad_transmittance, "
+      "Tensor grad_distortion, Tensor depth, Tensor rendered, Tensor transmittance, Tensor distortion, "
+      "Tensor density, Tensor semantics, Tensor points, Tensor t, Tensor interval, Tensor width, "
+      "Tensor offset, Tensor? grid_index, float shift, float stop, float min_weight) "
+      "-> (Tensor grad_density, Tensor grad_semantics)");
 }

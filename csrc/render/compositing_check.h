@@ -62,16 +62,4 @@ inline int64_t check_distortion(const at::Tensor& weights, const at::Tensor& mid
   return check_per_sample("width", widths, weights);
 }
 
-// Samples first..last of a ray, cut to those that exist.
-struct Span {
-  int64_t first, last;
-};
-
-OCC_HD Span span_of(const int64_t* offset, int64_t ray, int64_t samples) {
-  int64_t first = offset[ray], last = offset[ray + 1];
-  first = first < 0 ? 0 : first;
-  last = last > samples ? samples : last;
-  return {first, last < first ? first : last};
-}
-
 }  // namespace occforge

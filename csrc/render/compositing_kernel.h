@@ -17,6 +17,18 @@
 
 namespace occforge {
 
+// Samples first..last of a ray, cut to those that exist.
+struct Span {
+  int64_t first, last;
+};
+
+OCC_HD Span span_of(const int64_t* offset, int64_t ray, int64_t samples) {
+  int64_t first = offset[ray], last = offset[ray + 1];
+  first = first < 0 ? 0 : first;
+  last = last > samples ? samples : last;
+  return {first, last < first ? first : last};
+}
+
 // Weights of one ray; returns the last T.
 template <typename scalar_t, typename T>
 OCC_HD T composite(const scalar_t* alpha, int64_t begin, int64_t end, T stop, scalar_t* weights) {

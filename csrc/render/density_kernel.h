@@ -40,7 +40,7 @@ OCC_HD float exponential(float x) {
   const float p = reduce_exp(x, scale);
   return scale * p + scale;
 }
-OCC_HD double exponential(double x) { return exp(x); }
+OCC_HD double exponential(double x) { return std::exp(x); }
 
 // e^x - 1
 OCC_HD float exponential_minus_one(float x) {
@@ -48,7 +48,7 @@ OCC_HD float exponential_minus_one(float x) {
   const float p = reduce_exp(x, scale);
   return scale * p + (scale - 1.0f);
 }
-OCC_HD double exponential_minus_one(double x) { return expm1(x); }
+OCC_HD double exponential_minus_one(double x) { return std::expm1(x); }
 
 // ln(1 + y) for 0 <= y <= 1: 2 artanh(y / (2 + y))
 OCC_HD float logarithm_of_one_plus(float y) {
@@ -62,7 +62,7 @@ OCC_HD float logarithm_of_one_plus(float y) {
   p = p * q + 1.0f / 3.0f;
   return 2.0f * (p * q * s + s);
 }
-OCC_HD double logarithm_of_one_plus(double y) { return log1p(y); }
+OCC_HD double logarithm_of_one_plus(double y) { return std::log1p(y); }
 
 template <typename T>
 struct Opacity {
@@ -73,7 +73,7 @@ struct Opacity {
 template <typename T>
 OCC_HD Opacity<T> opacity_of(T density, T shift, T interval) {
   const T x = density + shift;
-  const T z = exponential(x > 0 ? -x : x);
+  const T z = exponential(-std::fabs(x));
   const T softplus = (x > 0 ? x : T(0)) + logarithm_of_one_plus(z);
   return {-exponential_minus_one(-interval * softplus), interval * (x > 0 ? T(1) : z) / (T(1) + z)};
 }

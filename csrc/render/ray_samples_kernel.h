@@ -32,16 +32,16 @@ OCC_HD void clip_to_box(const Box<T>& box, const T* origin, const T* direction, 
       continue;
     }
     const T a = (box.lower[axis] - o) / d, b = (box.upper[axis] - o) / d;
-    entry = fmax(entry, fmin(a, b));
-    exit = fmin(exit, fmax(a, b));
+    entry = std::fmax(entry, std::fmin(a, b));
+    exit = std::fmin(exit, std::fmax(a, b));
   }
   if (!(length > 0 && length < HUGE_VAL)) {
     far = near;
     return;
   }
   const T low = near, high = far;
-  near = fmax(fmin(entry, high), low);
-  far = fmax(fmin(exit, high), low);
+  near = std::fmax(std::fmin(entry, high), low);
+  far = std::fmax(std::fmin(exit, high), low);
 }
 
 // 32 bits that look random for each key (finaliser of a multiplicative hash).

@@ -5,7 +5,7 @@ import pytest
 from cases import ENVIRONMENT, collect_checks, golden_folder, pair_files, parametrize
 
 SYSTEM = 'UniOcc'
-CHECKS = collect_checks(['uniocc_ops'])
+CHECKS = collect_checks(['uniocc_ops', 'uniocc_render'])
 # Cases whose subject is not in the library yet. An entry goes as soon as its check exists.
 NOT_YET_COVERED = {
     case: f'the golden case {case} has no check yet'
@@ -16,8 +16,6 @@ NOT_YET_COVERED = {
         'encoder3d',
         'head3d',
         'metric',
-        'nerf_head',
-        'ray_samples',
         'rays',
         'silog',
         'swin_fpnlss',

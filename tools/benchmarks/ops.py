@@ -16,6 +16,8 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -39,15 +41,26 @@ import torch  # noqa: E402
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'projects'))
 from occforge.ops import (  # noqa: E402
     cast_rays,
+    clip_rays,
     confusion_matrix,
     frustum_indices,
     frustum_pool,
     has_extension,
     observed_cells,
+    render_rays,
     voxelize,
 )
 from occforge.ops.frustum_pool import frustum_pool_reference  # noqa: E402
 from occforge.ops.grid_raycast import cast_rays_reference  # noqa: E402
+
+
+@dataclass
+class Part:
+    """A peer too large to run whole: what is printed is ``scale`` times what a part of the work took."""
+
+    run: Callable
+    scale: int = 1
+    fixed_bytes: int = 0  # of its peak, what does not grow with the work
 
 
 def synchronize():
@@ -239,6 +252,80 @@ def ray_rows():
     yield 'observed cells, 100 k rays', lambda: observed_cells(grid, origin, origin + 60 * directions, *frame), {}, 0, 0
 
 
+def render_rows():
+    """38,400 camera rays of 416 samples through 200 x 200 x 16 grids of density and 17 classes, 0.4 m cells.
+
+    The peer samples the grids with ``grid_sample`` and composites with dense tensors, as one writes it in torch; on an
+    eighth of the rays, since all of them do not fit into memory.
+    """
+    lower, edge, size, classes, samples, eighth = [-40.0, -40.0, -1.0], 0.4, (200, 200, 16), 17, 416, 8
+    upper = [low + edge * cells for low, cells in zip(lower, size)]
+    points = camera_rig(2, 64, 100, 2.0)[0]  # two points on each of 6 x 64 x 100 rays, 1 m apart in depth
+    directions = (points[:, 1] - points[:, 0]).reshape(-1, 3).to(args.device)
+    origins = points[:, 0].reshape(-1, 3).to(args.device) - directions
+    generator = torch.Generator().manual_seed(0)
+    transparent = torch.rand(1, *size, generator=generator) * 2 - 8
+    walls = torch.rand(1, *(cells // 4 for cells in size), generator=generator) < 0.05
+    surfaces = torch.where(walls.repeat_interleave(4, 1).repeat_interleave(4, 2).repeat_interleave(4, 3), 9.0, -12.0)
+    surfaces[..., :3] = 9.0  # the ground
+    semantics = torch.randn(1, *size, classes, generator=generator).to(args.device).requires_grad_()
+    chosen = slice(None, None, eighth)
+
+    for name, density, stop in (('transparent field', transparent, 0.0), ('surfaces', surfaces, 1e-4)):
+        density = density.to(args.device).requires_grad_()
+
+        def ours(part=slice(None), density=density, stop=stop):
+            options = dict(samples=samples, unit=edge, stop=stop)
+            return render_rays(density, semantics, origins[part], directions[part], lower, [edge] * 3, **options)
+
+        def unfused(density=density, stop=stop):
+            start, along = origins[chosen], directions[chosen]
+            near, far = clip_rays(start, along, lower, upper)
+            width = ((far - near) / samples)[:, None]
+            t = near[:, None] + (torch.arange(samples, device=args.device) + 0.5) * width
+            places = start[:, None] + t[..., None] * along[:, None]
+            low, high = (torch.tensor(value, device=args.device) for value in (lower, upper))
+            places = ((places - low) / (high - low) * 2 - 1).flip(-1)[None, None]
+            values = torch.nn.functional.grid_sample(density[:, None], places, align_corners=False)[0, 0, 0]
+            logits = torch.nn.functional.grid_sample(semantics.permute(0, 4, 1, 2, 3), places, align_corners=False)[
+                0, :, 0
+            ]
+            tau = width * along.norm(dim=1, keepdim=True) / edge * torch.nn.functional.softplus(values)
+            alpha = -torch.expm1(-tau)
+            left = torch.cat([torch.ones_like(alpha[:, :1]), (1 - alpha).cumprod(1)], 1)
+            used = left[:, :-1] >= stop
+            weights = torch.where(used, left[:, :-1] * alpha, 0)
+            last = left.gather(1, used.sum(1, keepdim=True))[:, 0]
+            mass, moment = weights.cumsum(1) - weights, (weights * t).cumsum(1) - weights * t
+            distortion = (2 * weights * (t * mass - moment) + weights.square() * width / 3).sum(1)
+            return (weights * t).sum(1), torch.einsum('rs,crs->rc', weights, logits), last, distortion
+
+        def both(forward, density=density):
+            def run():
+                depth, rendered, left, distortion = forward()
+                loss = depth.sum() + rendered.square().sum() + left.sum() + distortion.sum()
+                return torch.autograd.grad(loss, (density, semantics))
+
+            return run
+
+        for a, b in zip(ours(chosen), unfused()):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(b.detach().abs().max())))
+        grids = 4 * (density.numel() + semantics.numel())
+        total = len(origins) * samples
+        moved = 3 * grids + 4 * len(origins) * 2 * (classes + 6)
+        peer = Part(both(unfused), eighth, grids)
+        title = f'render {len(origins)} rays x {samples} x {classes}, {name}'
+        forward_peer = Part(lambda run=unfused: run(), eighth)
+        yield f'{title}, forward', ours, {'grid_sample, 1/8 scaled': forward_peer}, moved // 3, total * 17 * classes
+        yield (
+            f'{title}, forward+backward',
+            both(ours),
+            {'grid_sample, 1/8 scaled': peer},
+            moved,
+            total * 68 * classes,
+        )
+
+
 def all_rows():
     yield from pool_rows('FB-OCC 6x80x16x44 C80', 80, 16, 44, 80, [-40, -40, -1], [0.8, 0.8, 0.8], [100, 100, 8])
     yield from pool_rows('BEVDet-Occ 6x59x16x44 C64', 59, 16, 44, 64, [-40, -40, -1], [0.4, 0.4, 6.4], [200, 200, 1])
@@ -249,6 +336,7 @@ def all_rows():
     yield from voxelize_rows()
     yield from confusion_rows()
     yield from ray_rows()
+    yield from render_rows()
 
 
 def main():
@@ -269,7 +357,9 @@ def main():
         row['fraction_of_copy'] = moved / seconds / bandwidth
         shown = []
         for peer, peer_run in peers.items():
-            peer_seconds, peer_peak = fastest(peer_run, max(2, args.repeat // 3)), peak_bytes(peer_run)
+            part = peer_run if isinstance(peer_run, Part) else Part(peer_run)
+            peer_seconds = part.scale * fastest(part.run, max(2, args.repeat // 3))
+            peer_peak = part.scale * (peak_bytes(part.run) - part.fixed_bytes) + part.fixed_bytes
             row['peers'][peer] = dict(seconds=peer_seconds, ratio=peer_seconds / seconds, peak_bytes=peer_peak)
             shown.append(f'{peer_seconds / seconds:.1f}x {peer} ({peer_seconds * 1e3:.1f}, {peer_peak / 1e6:.0f})')
         results.append(row)

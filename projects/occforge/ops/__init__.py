@@ -16,11 +16,13 @@ from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
 from .ray_counts import ray_counts
 from .ray_samples import RaySamples, clip_rays, sample_rays
+from .volume_render import RayRendering, render_rays, render_samples
 from .voxelize import Voxels, hard_voxelize, voxelize
 
 __all__ = [
     'FrustumIndices',
     'RayHits',
+    'RayRendering',
     'RaySamples',
     'Voxels',
     'accumulate',
@@ -41,6 +43,8 @@ __all__ = [
     'observed_cells',
     'ray_counts',
     'ray_offsets',
+    'render_rays',
+    'render_samples',
     'sample_depth',
     'sample_rays',
     'shift_for_alpha',
