@@ -329,7 +329,7 @@ def test_points_agree_in_voxels_that_truly_hold_one_class(worlds):
     rig, world = load_rig(), worlds[0]
     moment, seen = world.at(0.5), labels.Seen(world)
     turn = lidar.sweep(world, moment, rig.lidar, np.random.default_rng(0))
-    seen.add(turn.exact, turn.agents, moment.place)
+    seen.add(turn.exact, turn.agents, moment)
     seen.close()
     label = labels.semantics(world, moment, seen)
     back = np.linalg.inv(moment.ego)

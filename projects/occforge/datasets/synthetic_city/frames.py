@@ -90,13 +90,13 @@ def write_sweeps(job: Job) -> None:
         turn = lidar.sweep(world, moment, job.rig.lidar, rng)
         with atomic_write(root / job.lidar_file(number), durable=False) as file:
             file.write(turn.points.tobytes())
-        seen.add(turn.exact, turn.agents, moment.place)
+        seen.add(turn.exact, turn.agents, moment)
         if number % SWEEPS == 0:
             token = job.key_lidar_tokens[number // SWEEPS]
             with atomic_write(root / 'lidarseg' / job.version / f'{token}_lidarseg.bin', durable=False) as file:
                 file.write(turn.labels.tobytes())
     seen.close()
-    _save(done, cells=seen.cells, agents=seen.agents)
+    _save(done, cells=seen.cells, agents=seen.agents, times=seen.times)
 
 
 def write_frame(job: Job, frame: int) -> None:
@@ -135,10 +135,15 @@ def write_frame(job: Job, frame: int) -> None:
         json.dump(observations(world, moment, job, points), file)
 
 
+@functools.lru_cache(maxsize=1)
+def _read_seen(path):
+    with np.load(path) as data:
+        return data['cells'], data['agents'], data['times']
+
+
 def load_seen(job: Job, world: World) -> labels.Seen:
     """What :func:`write_sweeps` stored."""
-    with np.load(job.state / f'{job.scene_name}.npz') as data:
-        return labels.Seen(world, data['cells'], data['agents'])
+    return labels.Seen(world, *_read_seen(job.state / f'{job.scene_name}.npz'))
 
 
 def observations(world: World, moment, job: Job, points) -> list:

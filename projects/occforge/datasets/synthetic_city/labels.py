@@ -6,9 +6,11 @@ A voxel is judged at sample points 0.1 m apart (4 x 4 x 4 in a voxel of 0.4 m).
   its solids. The outer margin makes the test conservative (a flat face anywhere in the voxel is found) and covers the
   range noise of the scans that real labels are accumulated from.
 * The ground is the sheet of the height field, sampled at 0.1 m over each column, 3 cm thick.
-* A surface is only there where the LiDAR hit it at some time in the scene, or within a voxel of such a hit, as Occ3D
-  labels what its accumulated scans hit: the far sides, the inside and the back yards that no sweep of the scene reached
-  are free. Hits on moving objects move with them.
+* A surface is only there where the LiDAR hit it from ``SEEN_BEFORE`` seconds before to ``SEEN_AFTER`` seconds after
+  the moment, or within a voxel of such a hit, as Occ3D labels what its accumulated scans hit: the far sides, the inside
+  and the back yards that no sweep reached are free. Hits on moving objects move with them. (Occ3D accumulates whole
+  scenes. More than a third of such labels is first seen long after the moment; here nearly all that is labelled could
+  be known by then, so that a score without a mask says how well a model perceives.)
 * A voxel that holds several classes gets the object class with the most samples if that fills at least 1/10 of it,
   else the ground's most frequent class, else the object class. Small classes weigh more (see ``WEIGHT``).
 """
@@ -25,12 +27,13 @@ from .cameras import camera_pose, pixel_rays
 from .lidar import lidar_pose
 from .objects import part_bounds
 from .rig import Rig
-from .world import Moment, World
+from .world import KEYFRAME_STEP, Moment, World
 
 MARGIN = 0.07  # metres around solids
 SKIN = 0.1  # metres into solids
 SHEET = 0.03  # half thickness of the ground, metres
 FILLED = 0.1  # share of a voxel from which on an object owns it
+SEEN_BEFORE, SEEN_AFTER = 3.5, 1.0  # seconds around a key frame whose sweeps make its labels
 HIT_CELL = 0.2  # metres; hits closer together than this are kept once
 MASK_RAYS = (240, 135)  # camera rays for the camera mask, across and down, through the centres of equal blocks
 WEIGHT = np.ones(18)  # of a class's samples against those of other objects
@@ -44,34 +47,41 @@ class Seen:
     Attributes:
         cells: (N, 3) int32 cells of ``HIT_CELL`` metres.
         agents: (N,) int32 owner of the surface, -1 for the ground.
+        times: (N,) float32 time of the sweep's key frame interval, seconds.
     """
 
     _BITS, _OFFSET = 14, 1 << 13  # of a cell's coordinate in a key
 
-    def __init__(self, world: World, cells=None, agents=None):
-        self.world, self.cells, self.agents = world, cells, agents
-        self._keys = []
+    def __init__(self, world: World, cells=None, agents=None, times=None):
+        self.world, self.cells, self.agents, self.times = world, cells, agents, times
+        self._keys = {}
 
-    def add(self, points, agents, place):
-        """points (N, 3) scene metres, agents (N,), -1 for the ground, place (A, 4) of the agents at that time."""
-        cell = np.floor(self._to_own(points, agents, place) / HIT_CELL).astype(np.int64) + self._OFFSET
+    def add(self, points, agents, moment: Moment):
+        """A sweep of that moment: points (N, 3) scene metres, agents (N,), -1 for the ground."""
+        own = self._to_own(points, agents, moment.place)
+        cell = np.floor(own / HIT_CELL).astype(np.int64) + self._OFFSET
         key = agents + 1
         for axis in range(3):
             key = (key << self._BITS) | cell[:, axis]
-        self._keys.append(np.unique(key))
+        # kept once per half second: a sweep counts from the end of its interval on
+        interval = KEYFRAME_STEP * np.ceil(moment.time / KEYFRAME_STEP - 1e-6)
+        self._keys.setdefault(interval, []).append(np.unique(key))
 
     def close(self):
         """Put the added sweeps together."""
-        key = np.unique(np.concatenate(self._keys))
-        mask = (1 << self._BITS) - 1
+        keys = [np.unique(np.concatenate(some)) for some in self._keys.values()]
+        self.times = np.repeat(np.array(list(self._keys), np.float32), [len(key) for key in keys])
+        key, mask = np.concatenate(keys), (1 << self._BITS) - 1
         cells = [((key >> shift) & mask) - self._OFFSET for shift in (2 * self._BITS, self._BITS, 0)]
         self.cells, self.agents = np.stack(cells, 1).astype(np.int32), (key >> 3 * self._BITS).astype(np.int32) - 1
 
     def voxels(self, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
         """(X, Y, Z) bool each: within a voxel of a hit on the ground, and of one on an object."""
-        points = (self.cells + 0.5) * HIT_CELL
-        moving = self.agents >= self.world.still
-        x, y, z, yaw = moment.place[self.agents[moving]].T
+        age = moment.time - self.times
+        near = (age < SEEN_BEFORE + 0.01) & (age > -SEEN_AFTER - 0.01)
+        agents, points = self.agents[near], (self.cells[near] + 0.5) * HIT_CELL
+        moving = agents >= self.world.still
+        x, y, z, yaw = moment.place[agents[moving]].T
         c, s = np.cos(yaw), np.sin(yaw)
         u, v, w = points[moving].T
         points[moving] = np.stack([x + c * u - s * v, y + s * u + c * v, z + w], 1)
@@ -80,7 +90,7 @@ class Seen:
         index = np.floor((points - POINT_CLOUD_RANGE[:3]) / VOXEL_SIZE).astype(np.int64)
         inside = ((index >= 0) & (index < GRID_SIZE)).all(1)
         grids = []
-        for wanted in (self.agents < 0, self.agents >= 0):
+        for wanted in (agents < 0, agents >= 0):
             grid = np.zeros(GRID_SIZE, np.uint8)
             grid[tuple(index[inside & wanted].T)] = 1
             grids.append(ndimage.maximum_filter(grid, 3, mode='constant').astype(bool))

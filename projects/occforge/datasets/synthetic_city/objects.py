@@ -165,6 +165,13 @@ def paint(rng):
     return hsv(rng, saturation=(0.35, 0.95), value=(0.25, 0.95))
 
 
+def livery(rng, hues, saturation=(0.6, 0.95), value=(0.4, 0.9), share=0.8):
+    """One of the usual colours of a kind of thing (cones are orange, containers blue or rusty), or any ``paint``."""
+    if rng.random() >= share:
+        return paint(rng)
+    return hsv(rng, hues[rng.integers(len(hues))], saturation, value)
+
+
 def glass(rng):
     return np.array([0.03, 0.035, 0.04]) * rng.uniform(0.6, 2.0)
 
@@ -178,7 +185,7 @@ def wall_colour(rng):
 
 
 def leaf_colours(rng):
-    hue = rng.uniform(0.14, 0.4) if rng.random() < 0.75 else rng.uniform(0.0, 0.14)
+    hue = rng.uniform(0.16, 0.38) if rng.random() < 0.88 else rng.uniform(0.0, 0.14)
     base = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.35, 0.8), rng.uniform(0.3, 0.7))) ** 2
     return base, base * rng.uniform(0.3, 0.6) * rng.uniform(0.85, 1.15, 3)
 
@@ -252,7 +259,7 @@ def truck(rng):
     bed, rear = length - cab - 0.15, -length / 2
     b.box((rear + bed / 2 + 0.2, 0, 0.8), (bed, width * 0.5, 0.35), 'metal', (dark(rng), dark(rng)))
     style = rng.choice(['box', 'curtain', 'open', 'tipper'], p=[0.45, 0.25, 0.15, 0.15])
-    colours = (paint(rng), paint(rng))
+    colours = (livery(rng, [(0, 1)], (0.0, 0.08), (0.75, 0.97)), paint(rng))
     if style in ('box', 'curtain'):
         roof = rng.uniform(2.7, 3.5)
         side = 'truck_side' if style == 'box' else 'curtain'
@@ -274,7 +281,7 @@ def truck(rng):
 def bus(rng):
     b = Builder()
     length, width, height = rng.uniform(9.5, 12.2), rng.uniform(2.45, 2.8), rng.uniform(2.9, 3.4)
-    colours = (paint(rng), glass(rng))
+    colours = (livery(rng, [(0.96, 1.03), (0.4, 0.5)]), glass(rng))
     b.box((0, 0, (0.32 + height) / 2), (length, width, height - 0.32), ('bus_end', 'bus_side', 'plain'), colours)
     if rng.random() < 0.6:
         b.box((-length * 0.2, 0, height + 0.1), (length * 0.25, width * 0.6, 0.22), 'plain', (paint(rng), dark(rng)))
@@ -304,7 +311,7 @@ def trailer(rng):
             (0, 0, (deck + roof) / 2),
             (length, width, roof - deck),
             ('truck_back', side, 'ribs'),
-            (paint(rng), paint(rng)),
+            (livery(rng, [(0.55, 0.63), (0.01, 0.05)], value=(0.3, 0.7)), paint(rng)),
         )
     back = -length / 2
     _wheels(b, rng, (back + 1.0, back + 2.1, back + 3.2), width / 2, 0.46, 0.35)
@@ -316,7 +323,7 @@ def trailer(rng):
 
 def construction_vehicle(rng):
     b = Builder()
-    colour = hsv(rng, (0.08, 0.16), (0.7, 0.95), (0.6, 0.95)) if rng.random() < 0.6 else paint(rng)
+    colour = livery(rng, [(0.09, 0.15)], (0.75, 0.95), (0.65, 0.95), share=0.9)
     body, rest = (colour, dark(rng)), (dark(rng), np.full(3, 0.12))
     if rng.random() < 0.55:  # excavator
         gauge, length = rng.uniform(2.2, 2.7), rng.uniform(3.2, 4.0)
@@ -444,7 +451,7 @@ def pedestrian(rng, category=None):
 
 def traffic_cone(rng):
     b, height = Builder(), rng.uniform(0.6, 0.95)
-    body = hsv(rng, (0.0, 0.09), (0.75, 1), (0.6, 1)) if rng.random() < 0.7 else paint(rng)
+    body = livery(rng, [(0.01, 0.08)], (0.8, 1), (0.75, 1), share=0.95)
     band = np.full(3, rng.uniform(0.6, 0.9))
     b.box((0, 0, 0.04), (0.42, 0.42, 0.08), 'plain', (body * rng.uniform(0.2, 1), body))
     b.cone((0, 0, 0.08 + (height - 0.08) / 2), rng.uniform(0.15, 0.2), 0.04, height - 0.08, 'cone', (body, band))
@@ -456,8 +463,11 @@ def barrier(rng, style=None):
     b = Builder()
     style = style or rng.choice(['jersey', 'plank', 'water'])
     width, height = rng.uniform(1.8, 2.4), rng.uniform(0.85, 1.1)
-    body = hsv(rng, (0, 1), (0.0, 0.9), (0.5, 0.95))
-    band = hsv(rng, (0.95, 1.1), (0.7, 1), (0.5, 0.95)) if rng.random() < 0.6 else dark(rng)
+    body = (
+        livery(rng, [(0.99, 1.06)], (0.75, 1), (0.6, 0.95)) if rng.random() < 0.6 else np.full(3, rng.uniform(0.4, 0.8))
+    )
+    red = livery(rng, [(0.97, 1.06)], (0.75, 1), (0.6, 0.95))
+    band = np.full(3, rng.uniform(0.6, 0.9)) if body[2] < 0.4 else red
     if style == 'plank':
         for side in (-1, 1):
             b.box((0, side * (width / 2 - 0.1), height / 2), (0.4, 0.08, height), 'metal', (body, body), top=(0.15, 1))
@@ -471,7 +481,7 @@ def barrier(rng, style=None):
 
 
 def dumpster(rng):
-    b, colour = Builder(), paint(rng)
+    b, colour = Builder(), livery(rng, [(0.3, 0.42)], (0.5, 0.9), (0.2, 0.5))
     length, width, height = rng.uniform(1.4, 2.6), rng.uniform(1.0, 1.5), rng.uniform(1.0, 1.5)
     b.box((0, 0, height / 2), (length, width, height), ('ribs', 'ribs', 'plain'), (colour, dark(rng)), top=(1.12, 1.12))
     b.box((0, 0, height + 0.06), (length * 1.14, width * 1.14, 0.12), 'plain', (paint(rng), dark(rng)), top=(0.9, 0.7))
