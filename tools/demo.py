@@ -64,6 +64,15 @@ def relative(path) -> str:
         return str(path)
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices in bfloat16 (AMX or AVX512-BF16): --amp then halves the training's time."""
+    try:
+        flags = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return False
+    return 'amx_bf16' in flags or 'avx512_bf16' in flags
+
+
 def config_overrides(data_root, seed, extra=()) -> list:
     """--cfg-options that point a config at a city and a seed; only what differs from the default."""
     options = []
@@ -94,7 +103,11 @@ def train_and_test(stages: StageRunner, name, config, work_dir, overrides, pictu
     """Stages of one model, trained in ``work_dir/training``. Returns its results file."""
     label = f'{name}: ' if name else ''
     config, training, testing = relative(config), Path(work_dir, 'training'), Path(work_dir, 'test')
-    train = [relative(TOOLS / 'train.py'), config, '--work-dir', training, '--resume', *overrides]
+    train = [relative(TOOLS / 'train.py'), config, '--work-dir', training, '--resume']
+    if has_fast_bfloat16():
+        train.append('--amp')
+    # the test stage scores the held-out scenes, so the training need not
+    train += [*(overrides or ['--cfg-options']), 'train_cfg.val_begin=1000000']
     stages.run(f'{label}training', train, [training / 'last_checkpoint'], ['city'], [training])
     results = testing / 'results.json'
     test = [relative(TOOLS / 'test.py'), config, relative(last_checkpoint(training)), '--work-dir', testing]

@@ -37,17 +37,25 @@ model = dict(
     # Higher than published: with a few hundred steps the 2D labels are the shortest way to teach the image branch.
     depth_loss_weight=0.2,
     seg_loss_weight=0.5,
+    img_seg_head=True,
     img_backbone=dict(
         type='mmdet.ResNet',
         depth=18,
         base_channels=16,
         num_stages=4,
-        out_indices=(2, 3),
+        out_indices=(1, 3),  # strides 8 and 32
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         zero_init_residual=False,
     ),
-    img_neck=dict(type='FPN_LSS', in_channels=64 + 128, out_channels=48, input_feature_index=(0, 1), scale_factor=2),
+    img_neck=dict(
+        type='FPN_LSS',
+        in_channels=32 + 128,
+        out_channels=48,
+        input_feature_index=(0, 1),
+        scale_factor=4,
+        extra_upsample=None,
+    ),
     img_view_transformer=dict(
         type='CrossModalLSS',
         grid_config=dict(x=[-40.0, 40.0, 0.4], y=[-40.0, 40.0, 0.4], z=[-1.0, 5.4, 0.4], depth=depth_range),
@@ -57,6 +65,7 @@ model = dict(
         feature_channels=camera_channels,
         depth_channels=num_depth_bins,
         seg_num_classes=num_classes,
+        seg_class_weight=class_weight,
         depthnet_cfg=dict(aspp_mid_channels=0),
         depth_drop_prob=0.2,
         camera_norm='scale',
@@ -82,7 +91,7 @@ model = dict(
         free_keep=0.05,
         near_free_keep=0.5,
         lovasz_weight=1.0,
-        lovasz_samples=30000,
+        lovasz_samples=16000,
     ),
 )
 

@@ -218,6 +218,8 @@ class CrossModalLSS(LSSViewTransformer):
         depth_channels: number of depth bins, checked against ``grid_config['depth']``.
         depthnet_cfg: ``aspp_mid_channels`` and ``dropout`` of the depth branch.
         seg_down_sample: input pixels per pixel of the segmentation loss.
+        seg_class_weight: one factor a class of the segmentation loss, or None; the normaliser is then the labelled
+            pixels' sum of factors.
         is_train: False switches the random dropping of depth off in training too.
         depth_drop_prob: share of feature pixels whose depth input is dropped in training mode.
         drop_in_eval: drop depth in evaluation too, as the published code does with the published config.
@@ -241,6 +243,7 @@ class CrossModalLSS(LSSViewTransformer):
         out_channels=None,
         downsample=16,
         seg_down_sample=None,
+        seg_class_weight=None,
         depthnet_cfg=None,
         depth_drop_prob=0.49,
         drop_in_eval=False,
@@ -275,6 +278,12 @@ class CrossModalLSS(LSSViewTransformer):
         norm_cfg = norm_cfg or dict(type='BN')
         self.seg_num_classes = seg_num_classes
         self.seg_down_sample = seg_down_sample or downsample
+        if seg_class_weight is not None and len(seg_class_weight) != seg_num_classes:
+            raise ValueError(
+                f'CrossModalLSS: seg_class_weight has {len(seg_class_weight)} entries, expected {seg_num_classes}'
+            )
+        weight = None if seg_class_weight is None else torch.tensor(seg_class_weight, dtype=torch.float32)
+        self.register_buffer('seg_class_weight', weight, persistent=False)
         self.depth_drop_prob = depth_drop_prob if is_train or drop_in_eval else 0.0
         self.drop_in_eval = drop_in_eval
         self.use_depth_input = use_depth_input
@@ -336,7 +345,9 @@ class CrossModalLSS(LSSViewTransformer):
         depth = depth.float().softmax(dim=1)
         if points is None:
             points = self.ego_points(sensor2keyego, intrins, post_rots, post_trans, bda)
-        volume = self.pool(depth.unflatten(0, (batch, cameras)), features.unflatten(0, (batch, cameras)), points)
+        # in the features' type: under autocast the volume is then half as large, sums are float32 all the same
+        lifted = [x.to(features.dtype).unflatten(0, (batch, cameras)) for x in (depth, features)]
+        volume = self.pool(*lifted, points)
         return volume, depth, seg
 
     def _depth_input(self, like, depth_bins, batch, sample_seed):
@@ -404,7 +415,8 @@ class CrossModalLSS(LSSViewTransformer):
                 f'{tuple(logits.shape[2:])} (the feature map)'
             )
         valid = labels < self.seg_num_classes - 1
-        count = reduce_mean_count(valid.sum(), minimum=1.0)
+        labels, weight = labels[valid].long(), self.seg_class_weight
+        count = reduce_mean_count(valid.sum() if weight is None else weight[labels].sum(), minimum=1.0)
         with torch.autocast(logits.device.type, enabled=False):
-            loss = F.cross_entropy(logits.float().movedim(1, -1)[valid], labels[valid].long(), reduction='sum')
+            loss = F.cross_entropy(logits.float().movedim(1, -1)[valid], labels, weight, reduction='sum')
         return loss / count
