@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from demo import MASKS, TOOLS, config_overrides, make_city, percent, train_and_test
+from demo import MASKS, TOOLS, config_overrides, has_fast_bfloat16, make_city, percent, train_and_test
 from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
 
 FOLDER = TOOLS.parent / 'configs/fusion_occ'
@@ -40,6 +40,7 @@ def parse_args(argv=None):
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
     parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
     parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
+    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
     args = parser.parse_args(argv)
     if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
@@ -91,6 +92,7 @@ def main(argv=None) -> int:
     work_dir = Path(args.work_dir)
     args.seed = args.city_seed
     runs = {name: [] for name in args.configs}
+    amp = has_fast_bfloat16() and not args.no_amp
     try:
         if args.fresh:
             clear_work_dir(work_dir)
@@ -100,7 +102,7 @@ def main(argv=None) -> int:
             for name, config in args.configs.items():
                 folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
                 overrides = config_overrides(args.data_root, seed, args.cfg_options)
-                results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides)
+                results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
                 runs[name].append(read_results(results))
     except StageError as error:
         print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)

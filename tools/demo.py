@@ -44,6 +44,7 @@ def parse_args(argv=None):
     parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
     parser.add_argument('--pictures', type=int, help='at most so many (default: every held-out sample)')
     parser.add_argument('--fresh', action='store_true', help='delete what an earlier demo left in --work-dir')
+    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to tools/train.py and test.py'
     )
@@ -65,7 +66,10 @@ def relative(path) -> str:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 (AMX or AVX512-BF16): --amp then halves the training's time."""
+    """Whether this CPU multiplies matrices in bfloat16 (AMX or AVX512-BF16): --amp then halves the training's time.
+
+    oneDNN's bfloat16 convolutions do not repeat bit for bit, those in float32 do.
+    """
     try:
         flags = Path('/proc/cpuinfo').read_text()
     except OSError:
@@ -99,12 +103,12 @@ def measure_prior(stages: StageRunner, args, out) -> None:
     stages.run('label prior', [relative(TOOLS / 'analysis/label_prior.py'), *infos, '--out', out], [out], ['city'])
 
 
-def train_and_test(stages: StageRunner, name, config, work_dir, overrides, pictures=None, most=None) -> Path:
+def train_and_test(stages: StageRunner, name, config, work_dir, overrides, amp, pictures=None, most=None) -> Path:
     """Stages of one model, trained in ``work_dir/training``. Returns its results file."""
     label = f'{name}: ' if name else ''
     config, training, testing = relative(config), Path(work_dir, 'training'), Path(work_dir, 'test')
     train = [relative(TOOLS / 'train.py'), config, '--work-dir', training, '--resume']
-    if has_fast_bfloat16():
+    if amp:
         train.append('--amp')
     # the test stage scores the held-out scenes, so the training need not
     train += [*(overrides or ['--cfg-options']), 'train_cfg.val_begin=1000000']
@@ -184,7 +188,8 @@ def main(argv=None) -> int:
         stages = StageRunner(work_dir)
         make_city(stages, args)
         measure_prior(stages, args, work_dir / 'label_prior.json')
-        results = train_and_test(stages, '', args.config, work_dir, overrides, pictures, args.pictures)
+        amp = has_fast_bfloat16() and not args.no_amp
+        results = train_and_test(stages, '', args.config, work_dir, overrides, amp, pictures, args.pictures)
     except StageError as error:
         print(f'\nerror: {error}\nThe finished stages are kept: the same command goes on from here.', file=sys.stderr)
         return 1

@@ -87,7 +87,7 @@ def test_goes_on_after_sigkill_in_the_training(tmp_path):
     with the weights of a training that was left alone."""
     short = ['default_hooks.logger.interval=1', 'model.loss_occ.lovasz_samples=2000', 'val_cfg=None',
              'val_dataloader=None', 'val_evaluator=None', 'max_epochs=3']  # fmt: skip
-    options = ['--scenes', 2, '--keyframes', 4, '--pictures', 1, '--cfg-options', *short]
+    options = ['--scenes', 2, '--keyframes', 4, '--pictures', 1, '--no-amp', '--cfg-options', *short]
 
     def start(folder):
         command = [TOOLS / 'demo.py', '--data-root', tmp_path / 'city', '--work-dir', tmp_path / folder, *options]
