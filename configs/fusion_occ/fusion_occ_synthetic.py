@@ -8,7 +8,7 @@ _base_ = [
     '../_base_/schedules/adamw_cosine.py',
 ]
 
-# True: only voxels that a camera observes are supervised. The metric has its own field (test_evaluator.eval_mask) and
+# True: only voxels that a camera observes are supervised. The metric has its own field (eval_mask) and
 # reports all masks anyway.
 use_mask = False
 
