@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ...errors import DataError
+from ...processes import end_with_parent
 
 
 def default_workers() -> int:
@@ -35,9 +36,10 @@ def progress_bar(quiet: bool = False) -> Progress:
 _state = None
 
 
-def _start_worker(state):
+def _start_worker(state, parent):
     global _state
     _state = state
+    end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     os.environ['OMP_NUM_THREADS'] = '1'
     import torch
@@ -80,7 +82,9 @@ def parallel_map(
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context('fork' if 'fork' in methods else 'spawn')
         workers = min(workers, len(items))
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(state,))
+        pool = ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_start_worker, initargs=(state, os.getpid())
+        )
         try:
             waiting, queue = {}, iter(enumerate(items))
             while True:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from occforge.errors import ConfigError, DataError
 from occforge.fileio import atomic_write
+from occforge.processes import end_with_parent
 
 from .frames import Job, world_of, write_frame, write_sweeps
 from .layout import MARGIN
@@ -238,7 +239,9 @@ def _run(jobs, shifts, workers, bar) -> list:
             out.append(scene_records(job, shift))
         return out
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context(method), initializer=end_with_parent, initargs=(os.getpid(),)
+    )
     waiting, out = {}, [None] * len(jobs)
     left = [job.keyframes for job in jobs]
     queue = list(range(len(jobs)))
