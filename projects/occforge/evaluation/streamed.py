@@ -30,6 +30,8 @@ class StreamedMetric(BaseMetric):
         out_file: JSON file for this metric alone; None: not written.
     """
 
+    default_prefix = ''  # 'mIoU/no_mask' needs none; None would warn
+
     def __init__(
         self,
         class_names: Sequence[str],
