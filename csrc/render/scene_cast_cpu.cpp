@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "scene_cast_kernel.h"
+#include "scene_cast_check.h"
 
 namespace occforge {
 namespace {
@@ -186,42 +186,42 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> scene_bvh(const at::Tensor& primi
   return {bounds, links, order};
 }
 
+// A tree that scene_bvh did not make could lead anywhere. Children stand behind their parent, so there is no circle.
+void check_tree(const scene::Tree& tree) {
+  std::vector<int32_t> depth(tree.nodes, 0);
+  bool good = tree.nodes > 0 || tree.count == 0;
+  for (int64_t node = 0; good && node < tree.nodes; ++node) {
+    const int64_t first = tree.links[2 * node], count = tree.links[2 * node + 1];
+    if (count > 0) {
+      good = first >= 0 && first + count <= tree.count;
+    } else {
+      good = count == 0 && first > node && first + 1 < tree.nodes && depth[node] < scene::kStack - 3;
+      if (good) depth[first] = depth[first + 1] = depth[node] + 1;
+    }
+  }
+  for (int64_t i = 0; good && i < tree.count; ++i) good = tree.order[i] >= 0 && tree.order[i] < tree.count;
+  TORCH_CHECK_VALUE(good,
+                    "bounds, links or order is corrupt: they must come from scene_bvh and be passed on unchanged");
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cast_cpu(
     const at::Tensor& primitives, const at::Tensor& bounds, const at::Tensor& links, const at::Tensor& order,
     const at::Tensor& heights, const at::Tensor& maxima, double x0, double y0, double cell, double top,
     const at::Tensor& origins, const at::Tensor& directions, double near, double far, bool any_hit) {
-  const at::Tensor p = primitives.contiguous(), b = bounds.contiguous(), l = links.contiguous(), q = order.contiguous(),
-                   h = heights.contiguous(), m = maxima.contiguous(), o = origins.contiguous(),
-                   d = directions.contiguous();
-  const int64_t rays = d.size(0);
-  scene::Tree tree{p.const_data_ptr<double>(),
-                   b.const_data_ptr<float>(),
-                   l.const_data_ptr<int32_t>(),
-                   q.const_data_ptr<int32_t>(),
-                   b.size(0),
-                   p.size(0)};
-  scene::Ground ground;
-  if (h.numel() > 0) {
-    ground =
-        scene::Ground{h.const_data_ptr<float>(), m.const_data_ptr<float>(), h.size(0), h.size(1), x0, y0, cell, top};
-  }
-  const int64_t full = any_hit ? 0 : rays;  // a visibility question needs no details
-  at::Tensor primitive = at::empty({rays}, d.options().dtype(at::kInt));
-  at::Tensor distance = at::empty({rays}, d.options());
-  at::Tensor normal = at::empty({full, 3}, d.options().dtype(at::kFloat));
-  at::Tensor uv = at::empty({full, 2}, d.options().dtype(at::kFloat));
-  at::Tensor face = at::empty({full}, d.options().dtype(at::kByte));
-  const double* op = o.const_data_ptr<double>();
-  const double* dp = d.const_data_ptr<double>();
-  const int64_t step = o.size(0) == 1 ? 0 : 3;
-  int32_t* id = primitive.mutable_data_ptr<int32_t>();
-  double* t = distance.mutable_data_ptr<double>();
-  float* n = normal.mutable_data_ptr<float>();
-  float* w = uv.mutable_data_ptr<float>();
-  uint8_t* f = face.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, rays, 2048, [&](int64_t begin, int64_t end) {
+  const SceneCall call =
+      scene_call(primitives, bounds, links, order, heights, maxima, x0, y0, cell, top, origins, directions, any_hit);
+  check_tree(call.tree);
+  const double* op = call.origins.const_data_ptr<double>();
+  const double* dp = call.directions.const_data_ptr<double>();
+  int32_t* id = call.primitive.mutable_data_ptr<int32_t>();
+  double* t = call.distance.mutable_data_ptr<double>();
+  float* n = call.normal.mutable_data_ptr<float>();
+  float* w = call.uv.mutable_data_ptr<float>();
+  uint8_t* f = call.face.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, call.rays, 2048, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const scene::Hit hit = scene::cast(tree, ground, op + i * step, dp + 3 * i, near, far, any_hit, !any_hit);
+      const scene::Hit hit =
+          scene::cast(call.tree, call.ground, op + i * call.step, dp + 3 * i, near, far, any_hit, !any_hit);
       id[i] = hit.primitive;
       t[i] = hit.primitive < 0 ? std::numeric_limits<double>::infinity() : hit.distance;
       if (any_hit) continue;
@@ -230,7 +230,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cas
       f[i] = static_cast<uint8_t>(hit.face);
     }
   });
-  return {primitive, distance, normal, uv, face};
+  return call.results();
 }
 
 }  // namespace

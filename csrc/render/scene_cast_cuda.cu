@@ -8,7 +8,7 @@
 
 #include <tuple>
 
-#include "scene_cast_kernel.h"
+#include "scene_cast_check.h"
 
 namespace occforge {
 namespace {
@@ -33,36 +33,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cas
     const at::Tensor& heights, const at::Tensor& maxima, double x0, double y0, double cell, double top,
     const at::Tensor& origins, const at::Tensor& directions, double near, double far, bool any_hit) {
   const c10::cuda::CUDAGuard guard(directions.device());
-  const at::Tensor p = primitives.contiguous(), b = bounds.contiguous(), l = links.contiguous(), q = order.contiguous(),
-                   h = heights.contiguous(), m = maxima.contiguous(), o = origins.contiguous(),
-                   d = directions.contiguous();
-  const int64_t rays = d.size(0);
-  scene::Tree tree{p.const_data_ptr<double>(),
-                   b.const_data_ptr<float>(),
-                   l.const_data_ptr<int32_t>(),
-                   q.const_data_ptr<int32_t>(),
-                   b.size(0),
-                   p.size(0)};
-  scene::Ground ground;
-  if (h.numel() > 0) {
-    ground =
-        scene::Ground{h.const_data_ptr<float>(), m.const_data_ptr<float>(), h.size(0), h.size(1), x0, y0, cell, top};
-  }
-  const int64_t full = any_hit ? 0 : rays;
-  at::Tensor primitive = at::empty({rays}, d.options().dtype(at::kInt));
-  at::Tensor distance = at::empty({rays}, d.options());
-  at::Tensor normal = at::empty({full, 3}, d.options().dtype(at::kFloat));
-  at::Tensor uv = at::empty({full, 2}, d.options().dtype(at::kFloat));
-  at::Tensor face = at::empty({full}, d.options().dtype(at::kByte));
-  if (rays > 0) {
-    const int64_t blocks = (rays + 127) / 128;
+  const SceneCall call =
+      scene_call(primitives, bounds, links, order, heights, maxima, x0, y0, cell, top, origins, directions, any_hit);
+  if (call.rays > 0) {
+    const int64_t blocks = (call.rays + 127) / 128;
     cast_kernel<<<static_cast<unsigned>(blocks < 65535 ? blocks : 65535), 128, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        tree, ground, o.const_data_ptr<double>(), o.size(0) == 1 ? 0 : 3, d.const_data_ptr<double>(), rays, near, far,
-        any_hit, primitive.mutable_data_ptr<int32_t>(), distance.mutable_data_ptr<double>(),
-        normal.mutable_data_ptr<float>(), uv.mutable_data_ptr<float>(), face.mutable_data_ptr<uint8_t>());
+        call.tree, call.ground, call.origins.const_data_ptr<double>(), call.step,
+        call.directions.const_data_ptr<double>(), call.rays, near, far, any_hit,
+        call.primitive.mutable_data_ptr<int32_t>(), call.distance.mutable_data_ptr<double>(),
+        call.normal.mutable_data_ptr<float>(), call.uv.mutable_data_ptr<float>(),
+        call.face.mutable_data_ptr<uint8_t>());
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return {primitive, distance, normal, uv, face};
+  return call.results();
 }
 
 }  // namespace

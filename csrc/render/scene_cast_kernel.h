@@ -337,6 +337,9 @@ OCC_HD bool cross_bounds(const float* b, const float o[3], const float inv[3], f
 OCC_HD Hit cast(const Tree& tree, const Ground& ground, const double o[3], const double d[3], double near, double far,
                 bool any_hit, bool details) {
   Hit best;
+  for (int k = 0; k < 3; ++k) {  // a ray that is not a number, or infinite, hits nothing
+    if (!(fabs(o[k]) < 1e300 && fabs(d[k]) < 1e300)) return best;
+  }
   if (hit_ground(ground, o, d, near, far, details, best)) {
     best.primitive = static_cast<int32_t>(tree.count);
     far = best.distance;

@@ -111,6 +111,14 @@ def test_bad_input():
             call()
 
 
+@needs_extension
+def test_compile():
+    pred, target, mask = labels((7, 5), 18, 1)
+    compiled = torch.compile(confusion_matrix, fullgraph=True, backend='aot_eager')
+    for chosen in (None, mask):
+        assert torch.equal(compiled(pred, target, 18, chosen), confusion_matrix(pred, target, 18, chosen))
+
+
 def test_without_extension():
     code = """
 import warnings, torch

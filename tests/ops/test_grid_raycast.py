@@ -221,6 +221,18 @@ def test_range_of_numbers():
         observed_cells(grid, origins, origins.roll(shift, 0), [0, 0, 0], [1, 1, 1])
 
 
+@needs_extension
+def test_compile():
+    grid, origins, targets, lower, voxel_size = scene(2, rays=50)
+
+    def run(grid, origins, targets):
+        hits = cast_rays(grid, origins, targets - origins, lower, voxel_size)
+        return *hits, observed_cells(grid, origins, targets, lower, voxel_size)
+
+    found = torch.compile(run, fullgraph=True, backend='aot_eager')(grid, origins, targets)
+    assert all(torch.equal(a, b) for a, b in zip(found, run(grid, origins, targets)))
+
+
 def test_without_extension():
     code = """
 import warnings, torch

@@ -6,6 +6,7 @@ import pytest
 import torch
 from occforge.ops._backend import has_extension
 from occforge.ops.scene_cast import BOX, CONE, ELLIPSOID, Scene, primitive_rows, scene_cast_reference, tile_maxima
+from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
 
 EYE = torch.eye(3)
 
@@ -127,20 +128,101 @@ def test_tile_maxima_cover_the_border_nodes():
             assert maxima[j, i] == heights[16 * j : 16 * j + 17, 16 * i : 16 * i + 17].max()
 
 
-@pytest.mark.skipif(not has_extension(), reason='the compiled operators are not built')
-def test_opcheck_and_threads():
-    scene, g = random_scene(2)
-    origins = torch.rand(5000, 3, generator=g, dtype=torch.float64) * 10 + 1
-    directions = torch.randn(5000, 3, generator=g, dtype=torch.float64)
-    args = (
+def rays_of(scene, generator, count):
+    """Origins and directions, and the arguments of the operator for them."""
+    origins = torch.rand(count, 3, generator=generator, dtype=torch.float64) * 10 + 1
+    directions = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    arguments = [
         scene.primitives, *scene.tree, scene.heights, scene.maxima, *scene.lower, scene.cell, scene.top, origins,
         directions, 1e-6, 1e9, False,
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.occforge.scene_cast, args)
+    ]  # fmt: skip
+    return origins, directions, arguments
+
+
+@needs_extension
+@pytest.mark.parametrize('count', [0, 1, 60])
+def test_opcheck(count):
+    scene, g = random_scene(2, count)
+    torch.library.opcheck(torch.ops.occforge.scene_bvh.default, (scene.primitives,), test_utils=OPCHECK_TESTS)
+    for rays in (0, 1, 50):
+        *_, arguments = rays_of(scene, g, rays)
+        for any_hit in (False, True):
+            arguments[-1] = any_hit
+            torch.library.opcheck(torch.ops.occforge.scene_cast.default, tuple(arguments), test_utils=OPCHECK_TESTS)
+
+
+@needs_extension
+def test_memory_layout_and_threads():
+    scene, g = random_scene(2)
+    origins, directions, _ = rays_of(scene, g, 5000)
+    expected = scene.cast(origins, directions)
+    strange = Scene(awkward(scene.primitives), awkward(scene.heights), scene.lower, scene.cell)
     threads = torch.get_num_threads()
-    results = []
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        results.append(scene.cast(origins, directions))
-    torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for found in (scene.cast(origins, directions), strange.cast(awkward(origins), awkward(directions))):
+                assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_rays_that_are_no_numbers_hit_nothing():
+    scene, _ = random_scene(4)
+    origins = torch.tensor([[1.0, 2, 9]]).double().repeat(6, 1)
+    directions = torch.tensor([[0.0, 0, -1]]).double().repeat(6, 1)
+    origins[0, 0], origins[1, 2] = math.nan, math.inf
+    directions[2, 1], directions[3, 2] = math.nan, -math.inf
+    directions[4] = 0
+    hits = scene.cast(origins, directions)
+    assert hits.primitive[:5].tolist() == [-1] * 5 and hits.primitive[5] >= 0
+    assert (hits.distance[:5] == math.inf).all()
+    reference = scene_cast_reference(
+        scene.primitives, scene.heights, *scene.lower, scene.cell, origins, directions, 1e-6, 1e9, False
+    )
+    assert torch.equal(reference[0], hits.primitive)
+
+
+@needs_extension
+def test_thousand_corrupt_trees_give_errors():
+    scene, g = random_scene(3, 20)
+    *_, good = rays_of(scene, g, 5)
+
+    def draw(count):
+        return int(torch.randint(0, count, (1,), generator=g))
+
+    for _ in range(1000):
+        bad = list(good)
+        which = draw(3)
+        place = [2, 3, [0, 1, 2, 3, 4, 5, 10, 11][draw(8)]][which]  # links, order, any tensor
+        bad[place] = bad[place].clone()
+        if which == 2 and draw(2):
+            bad[place] = bad[place].to(torch.int64)
+        elif which == 2:
+            bad[place] = bad[place].flatten()[:-1]
+        else:
+            values = bad[place].view(-1)
+            values[draw(len(values))] = [-(2**31), -1, 2**30, 2**31 - 1][draw(4)]
+        with pytest.raises((ValueError, TypeError)):
+            torch.ops.occforge.scene_cast(*bad)
+
+
+@needs_extension
+def test_compile():
+    scene, g = random_scene(2)
+    origins, directions, _ = rays_of(scene, g, 50)
+    found = torch.compile(scene.cast, fullgraph=True, backend='aot_eager')(origins, directions)
+    assert all(torch.equal(a, b) for a, b in zip(found, scene.cast(origins, directions)))
+
+
+def test_without_extension():
+    code = """
+import torch
+from occforge.ops import has_extension
+from occforge.ops.scene_cast import BOX, Scene, primitive_rows
+scene = Scene(primitive_rows(BOX, (5, 0, 1), torch.eye(3), (1, 1, 1)), torch.zeros(9, 9), (-4.0, -4.0), 1.0)
+rays = torch.tensor([[1.0, 0, 0], [0, 0, -1], [0, 0, 1]]).double()
+hits = scene.cast(torch.tensor([[0.0, 0, 1]]).double(), rays)
+print(has_extension(), *hits.primitive.tolist(), *hits.distance.tolist())
+"""
+    assert run_without_extension(code).split() == ['False', '0', '1', '-1', '4.0', '1.0', 'inf']

@@ -241,6 +241,22 @@ def test_thousand_corrupt_indices_give_errors():
                 ops.voxel_reduce(points, inverse, point, offset, trial % 2)
 
 
+@needs_extension
+@pytest.mark.parametrize('reduce', ['mean', 'max'])
+def test_compile(reduce):
+    points, batch_index = cloud(200)
+    points.requires_grad_()
+
+    def run(points):
+        return voxelize(points, batch_index, LOWER, VOXEL, (8, 8, 3), reduce)
+
+    wanted = run(points)
+    found = torch.compile(run, fullgraph=True, backend='aot_eager')(points)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+    grads = (torch.autograd.grad(value.features.square().sum(), points)[0] for value in (found, wanted))
+    torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
 def test_without_extension():
     code = """
 import warnings, torch

@@ -106,7 +106,7 @@ class Scene:
         return other
 
     def cast(self, origins, directions, near: float = 1e-6, far: float = math.inf) -> SceneHits:
-        """First hits of the rays ``origins + t directions``, near < t < far.
+        """First hits of the rays ``origins + t directions``, near < t < far. NaN and infinite rays hit nothing.
 
         Args:
             origins: (R, 3) or (1, 3) float64, world metres.
@@ -198,6 +198,8 @@ def scene_cast_reference(
         best[hit], primitive[hit], face[hit] = t[hit], index, f[hit]
         normal[hit] = n[hit] @ rotation
         uv[hit] = _surface_coordinates(row, p, f[hit])
+    lost = ~(torch.isfinite(origins) & torch.isfinite(directions)).all(1)  # hits nothing
+    best[lost], primitive[lost], normal[lost], uv[lost], face[lost] = math.inf, -1, 0, 0, 0
     if any_hit:
         normal, uv, face = normal[:0], uv[:0], face[:0]
     return primitive, best, normal.float(), uv.float(), face
@@ -323,6 +325,13 @@ def _ground_normal(heights, x0, y0, cell, point):
 
 
 if has_extension():
+
+    @torch.library.register_fake('occforge::scene_bvh')
+    def _(primitives):
+        nodes = torch.library.get_ctx().new_dynamic_size()
+        order = primitives.new_empty(primitives.size(0), dtype=torch.int32)
+        bounds = primitives.new_empty((nodes, 6), dtype=torch.float32)
+        return bounds, primitives.new_empty((nodes, 2), dtype=torch.int32), order
 
     @torch.library.register_fake('occforge::scene_cast')
     def _(
