@@ -58,8 +58,11 @@ format: setup ## let ruff and clang-format rewrite
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-bench: setup ## operator benchmarks
-	$(BIN)/python tools/benchmarks/ops.py $(ARGS)
+bench: setup ## operator benchmarks, numbers also in build/benchmarks/*.json (ARGS go to the first)
+	mkdir -p build/benchmarks
+	$(BIN)/python tools/benchmarks/ops.py --out build/benchmarks/ops.json $(ARGS)
+	$(BIN)/python tools/benchmarks/sparse_conv.py --out build/benchmarks/sparse_conv.json
+	$(BIN)/python tools/benchmarks/occupancy_loss.py --out build/benchmarks/occupancy_loss.json
 
 wheel: setup ## dist/occforge-*.whl for this Python and this torch
 	rm -rf build/lib*

@@ -43,15 +43,19 @@ from occforge.ops import (  # noqa: E402
     cast_rays,
     clip_rays,
     confusion_matrix,
+    deform_attn,
     frustum_indices,
     frustum_pool,
+    hard_voxelize,
     has_extension,
     observed_cells,
     render_rays,
     voxelize,
 )
+from occforge.ops.deform_attn import deform_attn_reference  # noqa: E402
 from occforge.ops.frustum_pool import frustum_pool_reference  # noqa: E402
 from occforge.ops.grid_raycast import cast_rays_reference  # noqa: E402
+from occforge.ops.voxelize import voxel_assign_reference, voxel_limit_reference, voxel_reduce_reference  # noqa: E402
 
 
 @dataclass
@@ -166,6 +170,15 @@ def pool_rows(name, bins, height, width, channels, lower, interval, size, farthe
     yield f'pool {name} indices+forward+backward', with_indices, {'index_add_': both(materialised)}, total, flops
 
 
+def compiled_mmcv() -> bool:
+    """Whether mmcv with its own operators is installed, not mmcv-lite with our stand-in for them."""
+    try:
+        import mmcv._ext
+    except ImportError:
+        return False
+    return str(getattr(mmcv._ext, '__file__', None) or '').endswith('.so')
+
+
 def voxelize_rows():
     """300 k points, mean of 5 columns, 5 cm cells."""
     count, lower, cell, size = 300_000, [-40.0, -40.0, -1.0], [0.05, 0.05, 0.1], [1600, 1600, 64]
@@ -200,6 +213,31 @@ def voxelize_rows():
     peers = {'unique(dim=0) + index_add_': by_rows, 'unique(packed) + index_add_': by_packed_keys}
     yield 'voxelize 300 k points', ours, peers, 4 * count * 6 + voxels * 36, count * 5
 
+    # the same points in the grid and under the limits of BEVFusion's 7.5 cm LiDAR branch
+    grid, limits = ([-54.0, -54.0, -5.0], [0.075, 0.075, 0.2], [1440, 1440, 40]), (10, 120_000)
+
+    def hard():
+        return hard_voxelize(points, None, *grid, *limits)
+
+    def hard_reference():
+        assigned = voxel_limit_reference(*voxel_assign_reference(points, None, *grid), *limits)
+        return voxel_reduce_reference(points, *assigned[1:], 1)[0]
+
+    def slots():
+        return hard_voxelize(points, None, *grid, *limits, reduce='none')
+
+    peers = {'torch sorting': hard_reference}
+    torch.testing.assert_close(hard().features, hard_reference(), rtol=1e-4, atol=1e-4)
+    if compiled_mmcv():
+        from mmcv.ops import Voxelization
+
+        upper = [low + size * cell for low, cell, size in zip(*grid)]
+        mmcv_hard = Voxelization(grid[1], [*grid[0], *upper], *limits)
+        peers['mmcv hard'] = lambda: mmcv_hard(points)
+    moved = 4 * count * 6 + len(hard().features) * 36
+    yield 'hard voxelize 300 k points, mean', hard, peers, moved, count * 5
+    yield 'hard voxelize 300 k points, slots', slots, {}, moved + 4 * slots().features.numel(), 0
+
 
 def confusion_rows():
     """One 200 x 200 x 16 label grid, uint8, with a camera mask of 30 %."""
@@ -224,7 +262,41 @@ def confusion_rows():
         ('all cells', lambda: confusion_matrix(pred, target, 18), numpy_all, 2),
     ):
         assert (run().cpu().numpy() == peer()).all()
-        yield f'confusion matrix 640 k cells, {name}', run, {'numpy bincount': peer}, moved * target.numel(), 0
+        chosen = mask if name == 'masked' else torch.ones_like(mask)
+
+        def by_torch(chosen=chosen):
+            return torch.bincount(target[chosen].long() * 18 + pred[chosen], minlength=324)
+
+        peers = {'numpy bincount': peer, 'torch bincount': by_torch}
+        yield f'confusion matrix 640 k cells, {name}', run, peers, moved * target.numel(), 0
+
+
+def attention_rows():
+    """FB-OCC's cross attention: 6 maps of 16 x 44, 8 heads of 10 channels, 8 points, 20 k (camera, query) pairs."""
+    images, height, width, heads, channels, pairs, points = 6, 16, 44, 8, 10, 20_000, 8
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(images, height * width, heads, channels, generator=generator)
+    locations = torch.rand(pairs, heads, 1, points, 2, generator=generator)
+    weights = torch.rand(pairs, heads, 1, points, generator=generator).softmax(-1)
+    sample = torch.randint(0, images, (pairs,), generator=generator).sort().values.to(args.device)
+    inputs = tuple(tensor.to(args.device).requires_grad_() for tensor in (value, locations, weights))
+    upstream = torch.randn(pairs, heads * channels, generator=generator).to(args.device)
+
+    def ours():
+        return deform_attn(inputs[0], [(height, width)], *inputs[1:], sample)
+
+    def by_grid_sample():
+        return deform_attn_reference(inputs[0], [(height, width)], *inputs[1:], sample)
+
+    def both(forward):
+        return lambda: torch.autograd.grad(forward(), inputs, upstream)
+
+    torch.testing.assert_close(ours(), by_grid_sample(), rtol=1e-4, atol=1e-4)
+    moved = 4 * (value.numel() + locations.numel() + weights.numel() + upstream.numel())
+    flops = 8 * pairs * heads * points * channels
+    name = 'deformable attention 20 k queries'
+    yield f'{name} forward', ours, {'grid_sample': by_grid_sample}, moved, flops
+    yield f'{name} forward+backward', both(ours), {'grid_sample': both(by_grid_sample)}, 3 * moved, 3 * flops
 
 
 def ray_rows():
@@ -335,6 +407,7 @@ def all_rows():
     )
     yield from voxelize_rows()
     yield from confusion_rows()
+    yield from attention_rows()
     yield from ray_rows()
     yield from render_rows()
 

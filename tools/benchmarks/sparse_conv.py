@@ -5,7 +5,7 @@ Prints, per operator, the best time, the arithmetic rate and the ratio to each p
 plain-torch reference, the dense masked convolution of the voxels' bounding grid, spconv held to one thread (its CPU
 convolution is wrong with more).
 
-    python tools/benchmarks/sparse_conv.py [--voxels 50000] [--channels 32] [--threads 2] [--json FILE]
+    python tools/benchmarks/sparse_conv.py [--voxels 50000] [--channels 32] [--threads 2] [--out FILE]
 """
 
 import argparse
@@ -21,7 +21,7 @@ def parse():
     parser.add_argument('--channels', type=int, default=32)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--repeats', type=int, default=20)
-    parser.add_argument('--json', type=Path, help='also write the numbers to this file')
+    parser.add_argument('--out', type=Path, help='also write the numbers to this JSON file')
     return parser.parse_args()
 
 
@@ -129,8 +129,9 @@ def main():
 
     for case in clouds(torch, args.voxels):
         measure(*case)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=1))
+    if args.out:
+        record = dict(device='cpu', threads=args.threads, torch=torch.__version__, rows=report)
+        args.out.write_text(json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':
