@@ -33,8 +33,9 @@ def read_prediction(path: str | os.PathLike) -> np.ndarray:
         name = known[0]
     except DataError:
         raise
-    except Exception:  # read_npz says what is wrong
-        pass
+    except Exception:
+        read_npz(path, (name,))  # says in one sentence what is wrong
+        raise
     array = read_npz(path, (name,))[name]
     if array.ndim != 3 or array.dtype.kind not in 'uib':
         raise DataError(f'{path}: {name!r} is {array.dtype} {array.shape}, expected integers (X, Y, Z)')
