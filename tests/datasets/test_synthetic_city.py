@@ -180,6 +180,7 @@ def test_moving_agents_have_velocity(nusc):
 def test_map_layers(nusc):
     from nuscenes.map_expansion.map_api import NuScenesMap
 
+    on_grass = []
     for sample in nusc.sample[::KEYFRAMES]:
         scene = nusc.get('scene', sample['scene_token'])
         location = nusc.get('log', scene['log_token'])['location']
@@ -196,12 +197,14 @@ def test_map_layers(nusc):
         road = inside & (lidarseg == 24)
         assert mask[0][cell[road, 1], cell[road, 0]].mean() > 0.97
         grass = inside & (lidarseg == 27)
-        assert mask[0][cell[grass, 1], cell[grass, 0]].mean() < 0.03
+        on_grass.append(mask[0][cell[grass, 1], cell[grass, 0]])
         record = next(m for m in nusc.map if scene['log_token'] in m['log_tokens'])
         assert record['mask'].is_on_mask(xy[road, 0], xy[road, 1]).mean() > 0.97
         assert layers.layers_on_point(x, y)['drivable_area']
         for name in ('road_segment', 'lane', 'carpark_area', 'road_divider', 'walkway'):
             assert getattr(layers, name), name
+    on_grass = np.concatenate(on_grass)  # of all scenes: near one junction there may be a few dozen points only
+    assert len(on_grass) > 100 and on_grass.mean() < 0.03
 
 
 # ---- sensors against each other -----------------------------------------------------------------------------------

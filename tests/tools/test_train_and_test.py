@@ -51,6 +51,8 @@ def start(folder, name, *arguments, environment=None):
             sys.stdout, sys.stderr = os.fdopen(1, 'w', buffering=1), os.fdopen(2, 'w', buffering=1)
             os.environ.update(environment or {})
             torch.set_num_threads(1)
+            # a background job's children ignore it; these must not, or they could not be interrupted
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.argv = [name, *map(str, arguments)]
             runpy.run_path(str(TOOLS / name), run_name='__main__')
             code = 0
