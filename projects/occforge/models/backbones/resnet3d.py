@@ -4,7 +4,8 @@ from mmcv.cnn import ConvModule
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+
+from ..checkpointing import checkpoint
 
 
 class BasicBlock3D(BaseModule):
@@ -95,7 +96,7 @@ class CustomResNet3D(BaseModule):
         outputs = []
         for i, stage in enumerate(self.layers):
             if self.with_cp and self.training and x.requires_grad:
-                x = checkpoint(stage, x, use_reentrant=False)
+                x = checkpoint(stage, stage, x)
             else:
                 x = stage(x)
             if i in self.backbone_output_ids:

@@ -2,6 +2,7 @@
 
 from mmdet.models.backbones.swin import SwinTransformer as _SwinTransformer
 from mmdet3d.registry import MODELS
+from torch.utils.checkpoint import checkpoint
 
 
 @MODELS.register_module()
@@ -16,6 +17,7 @@ class SwinTransformer(_SwinTransformer):
             ``output_missing_index_as_none`` it takes the place of the first ``None``.
         pretrain_style: ``'official'`` where ``pretrained`` is a checkpoint of the authors (its patch-merging weights
             are reordered on loading), ``'mmcls'`` where it already has the names used here.
+        with_cp: recompute each block in the backward pass to save memory (mmdet has it in torch's deprecated form).
         output_missing_index_as_none: return ``None`` for the stages missing in ``out_indices`` instead of leaving
             them out.
         **kwargs: of ``mmdet.SwinTransformer``.
@@ -29,6 +31,7 @@ class SwinTransformer(_SwinTransformer):
         return_stereo_feat: bool = False,
         pretrain_style: str = 'official',
         output_missing_index_as_none: bool = False,
+        with_cp: bool = False,
         pretrained=None,
         init_cfg=None,
         **kwargs,
@@ -39,6 +42,7 @@ class SwinTransformer(_SwinTransformer):
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         kwargs.setdefault('convert_weights', pretrain_style == 'official')
         super().__init__(*args, init_cfg=init_cfg, **kwargs)
+        self.with_cp = with_cp
         self.return_stereo_feat = return_stereo_feat
         self.output_missing_index_as_none = output_missing_index_as_none
 
@@ -54,7 +58,14 @@ class SwinTransformer(_SwinTransformer):
 
         outs = []
         for i, stage in enumerate(self.stages):
-            x, hw_shape, out, (height, width) = stage(x, hw_shape)
+            out, (height, width) = x, hw_shape
+            for block in stage.blocks:
+                if self.with_cp and self.training and out.requires_grad:
+                    out = checkpoint(block, out, hw_shape, use_reentrant=False)
+                else:
+                    out = block(out, hw_shape)
+            if stage.downsample is not None:
+                x, hw_shape = stage.downsample(out, hw_shape)
             if i == 0 and self.return_stereo_feat:
                 outs.append(self._to_map(out, height, width))
             if i in self.out_indices:

@@ -4,7 +4,8 @@ from mmcv.cnn import ConvModule
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch.nn.functional import interpolate, linear
-from torch.utils.checkpoint import checkpoint
+
+from ..checkpointing import checkpoint
 
 
 @MODELS.register_module()
@@ -46,7 +47,7 @@ class LSSFPN3D(BaseModule):
                 f'LSSFPN3D: levels with {channels} channels given, {self.conv.in_channels} expected in all'
             )
         if self.with_cp and self.training and any(level.requires_grad for level in feats):
-            return checkpoint(self._join, *feats, use_reentrant=False)
+            return checkpoint(self, self._join, *feats)
         return self._join(*feats)
 
     def _join(self, *feats):

@@ -12,6 +12,7 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ...errors import ConfigError
+from ...models.losses import ChunkedOccupancyLoss, check_extension, extend_mask
 from ...models.view_transforms import camera_vector
 
 # Upstream's config names of the 3D encoder beside the names of the attributes (the checkpoint's keys).
@@ -69,6 +70,9 @@ class FusionOCC(Base3DDetector):
         norm_cfg: norm layer of ``volume_downsample``.
         free_prior: probability of "free" that an untrained model starts with (its bias is set so), or None for torch's
             initialisation. Saves a short training the steps that only learn that most voxels are free.
+        mask_extension: voxels supervised besides those of the mask: ``dict(where='occupied' or 'free', radius=m or
+            None)``, see ``extend_mask``.
+        temperature: logits of ``mode='tensor'`` are divided by it, for calibrated probabilities.
         key_ego: whose ego pose is the key ego frame: ``'first_camera'``, that of the first camera's moment (published;
             labels and points are in the frame of the LiDAR's moment, some tens of milliseconds away, which is ignored),
             or ``'lidar'``, that of the LiDAR's moment (``ego2global`` of the data sample).
@@ -117,6 +121,8 @@ class FusionOCC(Base3DDetector):
         occ_upsample=None,
         norm_cfg=None,
         free_prior=None,
+        mask_extension=None,
+        temperature=1.0,
         key_ego='first_camera',
         data_preprocessor=None,
         init_cfg=None,
@@ -144,6 +150,12 @@ class FusionOCC(Base3DDetector):
         self.depth_loss_weight = fuse_loss_weight if depth_loss_weight is None else depth_loss_weight
         self.seg_loss_weight = fuse_loss_weight if seg_loss_weight is None else seg_loss_weight
         self.use_lidar, self.use_camera = use_lidar, use_camera
+        self.point_cloud_range = tuple(point_cloud_range)
+        self.mask_extension, self.temperature = mask_extension, temperature
+        if temperature <= 0:
+            raise ConfigError(f'FusionOCC.temperature is {temperature}, expected a number above 0')
+        if mask_extension is not None:
+            check_extension(mask_extension, 'FusionOCC.mask_extension')
 
         channels = 0
         self.img_seg_head = None
@@ -366,11 +378,18 @@ class FusionOCC(Base3DDetector):
         mask = None
         if self.use_mask:
             mask = torch.stack([sample.gt_occ.mask_camera for sample in data_samples]).to(device)
+            if self.mask_extension is not None:
+                free = self.num_classes - 1
+                mask = extend_mask(mask, semantics, free, self.point_cloud_range, **self.mask_extension)
         targets = self.loss_occ.targets(semantics, mask, size[1:], sample_seed)
         sample, x, y, z = torch.unravel_index(targets.index, size)
         rows = ((sample * size[3] + z) * size[2] + y) * size[1] + x
-        features = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1]).index_select(0, rows)
-        return self.loss_occ(self.classify(features), targets, masked=self.use_mask)
+        features = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
+        if isinstance(self.loss_occ, ChunkedOccupancyLoss):
+            return self.loss_occ.forward_queries(
+                lambda chosen: self.classify(features[chosen]), (rows,), targets, masked=self.use_mask
+            )
+        return self.loss_occ(self.classify(features.index_select(0, rows)), targets, masked=self.use_mask)
 
     def camera_losses(self, auxiliary, segs):
         """Losses on the camera branch's depth and semantics, where there are labels."""
@@ -396,4 +415,4 @@ class FusionOCC(Base3DDetector):
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         """Logits (B, X, Y, Z, num_classes)."""
         volume, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
-        return self.classify(volume.permute(0, 4, 3, 2, 1))
+        return self.classify(volume.permute(0, 4, 3, 2, 1)) / self.temperature

@@ -1,0 +1,3 @@
+# All voxels are supervised.
+_base_ = './fusion_occ_unified.py'
+use_mask = False
