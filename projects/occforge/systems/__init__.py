@@ -1,5 +1,5 @@
 """The systems, one folder each."""
 
-from . import fusionocc
+from . import fbocc, fusionocc
 
-__all__ = ['fusionocc']
+__all__ = ['fbocc', 'fusionocc']

@@ -3,5 +3,6 @@
 from .resnet3d import CustomResNet3D
 from .sparse_encoder import CustomSparseEncoder
 from .swin import SwinTransformer
+from .voxel_resnet3d import VoxelResNet3D
 
-__all__ = ['CustomResNet3D', 'CustomSparseEncoder', 'SwinTransformer']
+__all__ = ['CustomResNet3D', 'CustomSparseEncoder', 'SwinTransformer', 'VoxelResNet3D']

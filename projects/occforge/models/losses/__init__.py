@@ -3,6 +3,14 @@
 from .mask_extension import check_extension, extend_mask
 from .occupancy import OccTargets, OccupancyLoss, cell_class_counts, lovasz_softmax
 from .voxel_queries import ChunkedOccupancyLoss, chunked_cross_entropy, draw_fine_targets, fine_features
+from .voxel_terms import (
+    distance_map,
+    geometric_scaling_loss,
+    log_frequency_weights,
+    semantic_scaling_loss,
+    voxel_dice_loss,
+    voxel_focal_loss,
+)
 
 __all__ = [
     'ChunkedOccupancyLoss',
@@ -11,8 +19,14 @@ __all__ = [
     'cell_class_counts',
     'check_extension',
     'chunked_cross_entropy',
+    'distance_map',
     'draw_fine_targets',
     'extend_mask',
     'fine_features',
+    'geometric_scaling_loss',
+    'log_frequency_weights',
     'lovasz_softmax',
+    'semantic_scaling_loss',
+    'voxel_dice_loss',
+    'voxel_focal_loss',
 ]

@@ -1,6 +1,18 @@
 """View transformers: image features into the ego frame's grid."""
 
+from .backward_projection import BackwardProjection
+from .camera_depth_net import CM_ContextNet, CM_DepthNet, NaiveDepthNet
 from .cross_modal_lss import CrossModalLSS
+from .forward_projection import LSSViewTransformerFunction3D
 from .lss import LSSViewTransformer, camera_vector
 
-__all__ = ['CrossModalLSS', 'LSSViewTransformer', 'camera_vector']
+__all__ = [
+    'BackwardProjection',
+    'CM_ContextNet',
+    'CM_DepthNet',
+    'CrossModalLSS',
+    'LSSViewTransformer',
+    'LSSViewTransformerFunction3D',
+    'NaiveDepthNet',
+    'camera_vector',
+]

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...engine.dist import reduce_mean_count
-from .lss import LSSViewTransformer
+from .lss import LSSViewTransformer, depth_loss
 
 
 def _conv_norm_relu(in_channels, out_channels, norm_cfg) -> list:
@@ -377,23 +377,10 @@ class CrossModalLSS(LSSViewTransformer):
         output = torch.zeros(depth_bins.shape[0], self.num_bins + 1, *depth_bins.shape[1:], device=depth_bins.device)
         return output.scatter_(1, depth_bins[:, None], 1.0)[:, 1:]
 
-    def depth_loss(self, depth_bins, depth):
-        """Binary cross entropy of the depth probabilities, summed over bins, averaged over pixels that have depth.
-
-        Args:
-            depth_bins: (B*N, h, w) of ``depth_bins``.
-            depth: (B*N, D, h, w) probabilities.
-
-        Returns:
-            Scalar; the average is over the pixels of all ranks, and 0 (with a graph) where there are none.
-        """
-        valid = depth_bins > 0
-        count = reduce_mean_count(valid.sum(), minimum=1.0)
-        target = depth_bins[valid] - 1
-        with torch.autocast(depth.device.type, enabled=False):
-            probability = depth.float().movedim(1, -1)[valid]
-            hot = F.one_hot(target, self.num_bins).to(probability.dtype)
-            return F.binary_cross_entropy(probability, hot, reduction='sum') / count
+    @staticmethod
+    def depth_loss(depth_bins, depth):
+        """See :func:`~occforge.models.view_transforms.lss.depth_loss`."""
+        return depth_loss(depth_bins, depth)
 
     def seg_loss(self, segs, logits):
         """Cross entropy of the labelled feature pixels.

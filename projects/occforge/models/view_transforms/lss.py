@@ -6,7 +6,9 @@ import torch
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
+from torch.nn import functional as F
 
+from ...engine.dist import reduce_mean_count
 from ...ops import frustum_indices, frustum_pool
 
 
@@ -157,24 +159,57 @@ class LSSViewTransformer(BaseModule):
             (B*N, h, w) int64; 0 where there is no depth or it is out of range, else bin + 1. Bin j holds the depths
             from its plane on, up to the plane of bin j+1.
         """
-        h, w = self.feature_size
-        depth = sparse_depth.flatten(0, 1).float()
-        if tuple(depth.shape[1:]) != (h, w):
-            if tuple(depth.shape[1:]) != self.input_size:
-                raise ValueError(
-                    f'sparse_depth is {tuple(depth.shape[1:])}, expected {self.input_size} (the input image) or '
-                    f'{(h, w)} (the feature map)'
-                )
-            blocks = depth.view(-1, h, self.downsample, w, self.downsample)
-            blocks = torch.where(blocks == 0, torch.inf, blocks)
-            depth = blocks.amin(dim=(2, 4))
-            depth = torch.where(torch.isinf(depth), 0.0, depth)
-        lower, upper, step = self.depth_config
-        if self.sid:
-            index = torch.log(depth / lower) * ((self.num_bins - 1) / math.log((upper - 1) / lower)) + 1
-        else:
-            index = (depth - (lower - step)) / step
-        return torch.where((index >= 0) & (index < self.num_bins + 1), index, 0.0).long()
+        return depth_bins(sparse_depth, self.feature_size, self.downsample, self.depth_config, self.num_bins, self.sid)
+
+
+def depth_bins(sparse_depth, feature_size, downsample, depth_config, num_bins, sid=False) -> torch.Tensor:
+    """``LSSViewTransformer.depth_bins`` without the view transformer.
+
+    Args:
+        sparse_depth: see there.
+        feature_size: (h, w) of the feature map.
+        downsample: input pixels per feature pixel.
+        depth_config: (lower, upper, step) in metres.
+        num_bins: D.
+        sid: spacing that grows.
+    """
+    h, w = feature_size
+    full = (h * downsample, w * downsample)
+    depth = sparse_depth.flatten(0, 1).float()
+    if tuple(depth.shape[1:]) != (h, w):
+        if tuple(depth.shape[1:]) != full:
+            raise ValueError(
+                f'sparse_depth is {tuple(depth.shape[1:])}, expected {full} (the input image) or {(h, w)} '
+                '(the feature map)'
+            )
+        blocks = depth.view(-1, h, downsample, w, downsample)
+        blocks = torch.where(blocks == 0, torch.inf, blocks)
+        depth = blocks.amin(dim=(2, 4))
+        depth = torch.where(torch.isinf(depth), 0.0, depth)
+    lower, upper, step = depth_config
+    if sid:
+        index = torch.log(depth / lower) * ((num_bins - 1) / math.log((upper - 1) / lower)) + 1
+    else:
+        index = (depth - (lower - step)) / step
+    return torch.where((index >= 0) & (index < num_bins + 1), index, 0.0).long()
+
+
+def depth_loss(bins, depth) -> torch.Tensor:
+    """Binary cross entropy of depth probabilities, summed over bins, averaged over pixels that have depth.
+
+    Args:
+        bins: (B*N, h, w) of ``depth_bins``.
+        depth: (B*N, D, h, w) probabilities.
+
+    Returns:
+        Scalar; the average is over the pixels of all ranks, and 0 (with a graph) where there are none.
+    """
+    valid = bins > 0
+    count = reduce_mean_count(valid.sum(), minimum=1.0)
+    with torch.autocast(depth.device.type, enabled=False):
+        probability = depth.float().movedim(1, -1)[valid]
+        hot = F.one_hot(bins[valid] - 1, depth.shape[1]).to(probability.dtype)
+        return F.binary_cross_entropy(probability, hot, reduction='sum') / count
 
 
 def camera_vector(sensor2keyego, intrins, post_rots, post_trans, bda) -> torch.Tensor:
