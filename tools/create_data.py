@@ -75,6 +75,13 @@ def parse_args(argv=None):
         '--camera-sweeps', type=count, default=0, help='camera frames between key frames, unlabelled (default: none)'
     )
     city.add_argument(
+        '--label-refine',
+        type=int,
+        choices=(1, 2, 4),
+        default=1,
+        help='also write labels with voxels this many times finer, labels_4x.npz (default: none)',
+    )
+    city.add_argument(
         '--max-sweeps', type=count, default=10, help='LiDAR sweeps listed for a key frame, at most (default: 10)'
     )
 
@@ -138,6 +145,7 @@ def synthetic_city(args):
         rig=args.rig,
         split=args.split,
         camera_sweeps=args.camera_sweeps,
+        label_refine=args.label_refine,
     )
     nuscenes(args)
 

@@ -1,5 +1,5 @@
-# A third-party student of FusionOcc from cameras alone. The LiDAR's depth stays a label, and, as in the original, an
-# input of the depth branch: without any it is all zeros.
+# A third-party student of FusionOcc from cameras alone: the LiDAR's depth is a label and no input. The encoder of that
+# input is there, as in the original; img_view_transformer.use_depth_input=True feeds it.
 _base_ = './fusion_occ_occ3d_nuscenes_swinT_student_64x64_128d.py'
 
 camera_channels = 64
@@ -21,6 +21,7 @@ train_pipeline = [
     _base_.load_labels,
     _base_.load_points,
     _base_.load_lidarseg,
+    _base_.train_pipeline[4],
     _base_.to_ego,
     *_base_.train_pipeline[-3:-1],
     dict(type='PackOccInputs', exclude_keys=('points',)),

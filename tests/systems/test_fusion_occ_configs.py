@@ -95,6 +95,11 @@ def test_the_students_have_the_published_parameters(name):
     assert found == expected
 
 
+def test_the_folder_of_class_images_is_one_field():
+    cfg = load_config(PUBLISHED, ['img_seg_dir=imgseg'])
+    assert [step for step in cfg.train_dataloader.dataset.pipeline if step.get('img_seg_dir') == 'imgseg']
+
+
 def test_checkpointing_is_one_field():
     for value in (True, False):
         cfg = load_config(PUBLISHED, [f'with_cp={value}', f'with_cp_3d={value}']).model

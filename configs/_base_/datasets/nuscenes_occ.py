@@ -22,6 +22,9 @@ occ_range = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4)  # m, ego frame
 camera_frames = 1  # key frames before the current one whose images are used
 lidar_frames = 7  # key frames before the current one whose points are used
 feature_stride = 16  # depth and class images are made at the resolution of the feature maps
+# None: the class images are painted while training; 'imgseg': read from that folder of the data root, which
+# tools/create_img_seg.py has filled
+img_seg_dir = None
 
 # Every order of augmentation, labels and points that the transforms allow is equal; this one is FusionOcc's.
 load_labels = dict(type='LoadOccGTFromFile')
@@ -36,12 +39,13 @@ train_pipeline = [
     load_labels,
     load_points,
     load_lidarseg,
+    dict(type='LoadImageSegs', img_seg_dir=img_seg_dir, downsample=feature_stride),
     fuse_points,
     dict(type='ThinPoints', keep_above_ring=16, keep_probability=0.2, is_train=True),
     to_ego,
     range_filter,
     dict(type='BEVAug', bda_aug_conf=bda_aug_conf, is_train=True),
-    dict(type='PointToMultiViewDepth', grid_config=depth_config, downsample=feature_stride, with_segs=True),
+    dict(type='PointToMultiViewDepth', grid_config=depth_config, downsample=feature_stride),
     dict(type='PackOccInputs'),
 ]
 test_pipeline = [
@@ -110,4 +114,5 @@ linked_fields_data = [
             'test_dataloader.dataset.data_root',
         ],
     ),
+    dict(name='img_seg_dir', value=img_seg_dir, to='train_dataloader.dataset.pipeline.4.img_seg_dir'),
 ]

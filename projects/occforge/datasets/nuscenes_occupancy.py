@@ -29,7 +29,7 @@ class NuScenesOccDataset(BaseDataset):
     * ``sample_seed`` and ``rng``: an integer and a ``numpy.random.Generator`` made from (seed, epoch, index). What a
       transform draws from ``rng`` depends neither on the worker nor on the process that loads the sample;
     * in testing ``ray_origins``: (T, 3) float64 metres, key ego frame, where the rays of RayIoU start;
-    * ``lidar_path``, ``camera_names``, ``test_mode``, ``source`` (the info file's name, for messages).
+    * ``lidar_path``, ``camera_names``, ``test_mode``, ``data_root``, ``source`` (the info file's name, for messages).
 
     The key frames are sorted by time, scene by scene. All annotations live in one buffer (mmengine's
     ``serialize_data``), so that workers share it.
@@ -166,6 +166,7 @@ class NuScenesOccDataset(BaseDataset):
         info = super().get_data_info(idx)
         idx = info['sample_idx']
         info['source'] = self.ann_file
+        info['data_root'] = self.data_root
         info['adjacent'] = self._adjacent(info, idx)
         info['camera_names'] = self.camera_names
         info['test_mode'] = self.test_mode

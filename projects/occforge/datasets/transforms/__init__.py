@@ -3,6 +3,7 @@
 from .bev_aug import BEVAug
 from .depth import PointToMultiViewDepth
 from .formatting import PackOccInputs
+from .image_segs import LoadImageSegs
 from .images import PrepareImageInputs
 from .loading import FuseAdjacentPoints, LoadLidarPoints, LoadLidarSegLabels, LoadOccGTFromFile
 from .points import EgoPointsRangeFilter, PointsLidarToEgo, ThinPoints
@@ -11,6 +12,7 @@ __all__ = [
     'BEVAug',
     'EgoPointsRangeFilter',
     'FuseAdjacentPoints',
+    'LoadImageSegs',
     'LoadLidarPoints',
     'LoadLidarSegLabels',
     'LoadOccGTFromFile',

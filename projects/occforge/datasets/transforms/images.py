@@ -103,7 +103,8 @@ class PrepareImageInputs(BaseTransform):
     * ``imgs`` (T, N, H, W, 3) uint8, RGB; normalised in OccDataPreprocessor;
     * ``sensor2ego``, ``ego2global`` (T, N, 4, 4) float64: camera -> ego at the camera's time -> global;
     * ``intrins`` (T, N, 3, 3) float32, of the file's pixels; ``post_rots`` (T, N, 3, 3), ``post_trans`` (T, N, 3)
-      float32: pixels of the file -> pixels of the network, (u', v', d) = post_rots (u, v, d) + post_trans.
+      float32: pixels of the file -> pixels of the network, (u', v', d) = post_rots (u, v, d) + post_trans;
+    * ``image_augmentations``: per camera ((H, W) of the file, ImageAugmentation).
 
     Args:
         data_config: ``input_size`` (H, W); training: ``resize``, ``rot`` (degrees), ``crop_h``, each (low, high), and
@@ -148,6 +149,7 @@ class PrepareImageInputs(BaseTransform):
         intrins = np.empty((*shape, 3, 3), dtype=np.float32)
         post_rots = np.tile(np.eye(3, dtype=np.float32), (*shape, 1, 1))
         post_trans = np.zeros((*shape, 3), dtype=np.float32)
+        augmentations = []
         for n, name in enumerate(names):
             augmentation, decoded = None, {}
             for t, info in enumerate(frames):
@@ -166,6 +168,7 @@ class PrepareImageInputs(BaseTransform):
                     imgs[t, n] = np.asarray(augment_image(image, augmentation))
                     decoded[path] = t
                 post_rots[t, n, :2, :2], post_trans[t, n, :2] = augmentation_matrices(augmentation)
+            augmentations.append((source_size[::-1], augmentation))
         results.update(
             imgs=imgs,
             sensor2ego=sensor2ego,
@@ -176,6 +179,7 @@ class PrepareImageInputs(BaseTransform):
         )
         results['input_size'] = (height, width)
         results['used_cameras'] = names
+        results['image_augmentations'] = augmentations
         return results
 
     def _read(self, path):
