@@ -60,6 +60,14 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default='auto',
         help='auto: a GPU where torch sees one; cuda: an error where it does not',
     )
+    parser.add_argument(
+        '--allow-unsafe-pickle',
+        nargs='?',
+        const='*',
+        metavar='SHA256',
+        help='load a checkpoint that wants to run code (any, or only the file with this SHA-256), with a warning that '
+        'names it; runs what its author wrote',
+    )
     # set by older launchers; the environment tells the same
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
@@ -113,7 +121,7 @@ def set_up(args: argparse.Namespace, default_folder: str | None = None):
         ConfigError: bad config or override, no GPU where one was asked for, two tasks and no launcher.
     """
     import torch
-    from occforge.engine import load_config
+    from occforge.engine import load_config, trust_pickles
     from occforge.engine.dist import detect_launcher
     from occforge.engine.runner import default_work_dir
     from occforge.errors import ConfigError
@@ -121,6 +129,8 @@ def set_up(args: argparse.Namespace, default_folder: str | None = None):
     if args.device == 'cuda' and not torch.cuda.is_available():
         build = 'a CPU build of torch' if torch.version.cuda is None else f'torch for CUDA {torch.version.cuda}'
         raise ConfigError(f'--device cuda: torch sees no GPU ({build}); use --device cpu, or check nvidia-smi')
+    if args.allow_unsafe_pickle is not None:
+        trust_pickles(args.allow_unsafe_pickle)
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = detect_launcher(args.launcher)
     if args.work_dir is not None:

@@ -19,6 +19,13 @@ def parse_args(arguments=None):
     parser.add_argument('--out', metavar='FILE|DIR', help='metrics (a name ending in .json) or predictions (a folder)')
     parser.add_argument('--show-dir', '--show_dir', dest='show_dir', metavar='DIR', help='pictures go here')
     parser.add_argument('--show-samples', type=int, metavar='N', help='at most so many pictures (default: all)')
+    parser.add_argument(
+        '--min-loaded',
+        type=float,
+        default=1.0,
+        metavar='SHARE',
+        help='least share of the parameters that CKPT must give (default: 1, all of them)',
+    )
     args = _cli.parse(parser, arguments)
     _cli.prepare(args, ('config', args.config), ('checkpoint', args.checkpoint))
     return args
@@ -34,7 +41,7 @@ def main() -> None:
         for field in ('test_dataloader', 'test_cfg', 'test_evaluator'):
             if cfg.get(field) is None:
                 raise ConfigError(f'{args.config}: {field} is missing, so there is nothing to test')
-        cfg.load_from = args.checkpoint
+        cfg.load_from = dict(path=args.checkpoint, min_loaded=args.min_loaded)
         cfg.resume = False
         cfg.resume_from = None
         hooks = list(cfg.get('custom_hooks') or [])

@@ -30,7 +30,11 @@ def parse_args(arguments=None):
         help='continue from CKPT; its weights alone, with a warning, if it is of another model or already finished',
     )
     parser.add_argument(
-        '--load-from', '--load_from', dest='load_from', metavar='CKPT', help='start from the weights of CKPT that fit'
+        '--load-from',
+        '--load_from',
+        dest='load_from',
+        metavar='CKPT',
+        help='start from the weights of CKPT that fit; a config whose load_from is a dict says how they are adapted',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on the CPU')
     parser.add_argument(
@@ -51,6 +55,7 @@ def parse_args(arguments=None):
 def main() -> None:
     args = parse_args()
     _cli.use_this_checkout()
+    from occforge.engine.partial_load import with_path
     from occforge.errors import ConfigError, cli_errors
 
     with cli_errors():
@@ -63,7 +68,7 @@ def main() -> None:
         if args.resume_from is not None:
             cfg.resume_from = args.resume_from
         if args.load_from is not None:
-            cfg.load_from = args.load_from
+            cfg.load_from = with_path(cfg.get('load_from'), args.load_from)
         if args.amp:
             kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
             if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'OccAmpOptimWrapper'):

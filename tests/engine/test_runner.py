@@ -1,5 +1,6 @@
 """Training in one and in several processes, loading, mixed precision, what the log says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -76,6 +77,54 @@ def test_load_from_takes_what_fits_and_says_so(tmp_path, straight):
     assert run(tmp_path, overrides) == 0, output(tmp_path)
     assert 'shape of first.weight: (8, 4) in the file, (12, 4) in the model' in output(tmp_path)
     assert torch.equal(weights(tmp_path)['state_dict']['head.bias'], weights(straight)['state_dict']['head.bias'])
+
+
+def test_load_from_as_a_dict_is_reported_in_the_log_and_as_json(tmp_path, straight):
+    load_from = dict(path=str(straight / 'epoch_3.pth'), take=['first', 'norm'], min_loaded=0.9)
+    overrides = ['optim_wrapper.optimizer.lr=0']
+    assert run(tmp_path, overrides, load_from=load_from) == 0, output(tmp_path)
+    assert torch.equal(weights(tmp_path)['state_dict']['first.weight'], weights(straight)['state_dict']['first.weight'])
+    report = json.loads((tmp_path / 'load_report.json').read_text())
+    assert sorted(report['kept']) == ['ballast', 'head.bias', 'head.weight'] and report['share_of_parameters'] == 1
+    assert len(report['files'][0]['sha256']) == 64 and 'epoch_3.pth: 6 of 9 tensors' in output(tmp_path)
+    wrong = dict(load_from, key_map=['first -> front'])
+    assert run(tmp_path / 'wrong', overrides, load_from=wrong) == 1
+    assert 'only 33.3% of the wanted 48 parameters' in output(tmp_path / 'wrong')
+
+
+@pytest.mark.parametrize('epoch', [0, 2])
+def test_a_part_is_loaded_in_the_middle_of_a_recipe(tmp_path, straight, epoch):
+    path = straight / 'epoch_3.pth'
+    hooks = [dict(type='PartialLoadHook', path=str(path), prefix='first', to='first', epoch=epoch, report='r.json'),
+             dict(type='EMAHook')]  # fmt: skip
+    overrides = [*QUIET, 'optim_wrapper.optimizer.lr=0', 'default_hooks.checkpoint.max_keep_ckpts=-1']
+    assert run(tmp_path, overrides, custom_hooks=hooks) == 0, output(tmp_path)
+    theirs = weights(straight)['state_dict']['first.weight']
+    for name in ('epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth'):
+        ours = weights(tmp_path, name)['ema_state_dict']['module.first.weight']  # mmengine keeps the raw ones there
+        assert torch.equal(ours, theirs) == (int(name[6]) > epoch), name
+    assert output(tmp_path).count('tensors of the model loaded') == 1
+    assert json.loads((tmp_path / 'r.json').read_text())['loaded'] == ['first.weight']
+    # a resumed training does not do it again, one that resumes before the epoch does
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
+    (tmp_path / 'epoch_3.pth').unlink()
+    assert run(tmp_path, [*overrides, 'resume=auto'], custom_hooks=hooks) == 0
+    assert output(tmp_path).count('tensors of the model loaded') == (2 if epoch == 2 else 1)
+
+
+def test_a_partial_load_that_gives_nothing_stops_the_training(tmp_path, straight):
+    hooks = [dict(type='PartialLoadHook', path=str(straight / 'epoch_3.pth'), prefix='second', to='first')]
+    assert run(tmp_path, custom_hooks=hooks) == 1
+    assert "nothing in it is under prefix 'second'" in output(tmp_path)
+
+
+def test_two_processes_load_the_same(tmp_path, straight):
+    load_from = dict(path=str(straight / 'epoch_3.pth'), leave=['head'])
+    fields = dict(load_from=load_from, custom_hooks=[])
+    overrides = [*QUIET, 'optim_wrapper.optimizer.lr=0', 'data.samples_per_gpu=4']
+    assert run(tmp_path, overrides, world=2, **fields) == 0, output(tmp_path)
+    assert torch.equal(weights(tmp_path)['state_dict']['first.weight'], weights(straight)['state_dict']['first.weight'])
+    assert 'tensors of the model loaded' in output(tmp_path) and 'of the model loaded' not in output(tmp_path, 1)
 
 
 def test_resume_from_resumes(tmp_path, straight):

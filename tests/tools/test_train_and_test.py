@@ -107,7 +107,7 @@ def loaded(folder, name):
 
 
 # -------------------------------------------------------------------------------------------------- before torch
-@pytest.mark.parametrize('name', ['train.py', 'test.py'])
+@pytest.mark.parametrize('name', ['train.py', 'test.py', 'inspect_checkpoint.py'])
 def test_help_and_bad_arguments_do_not_import_torch(name, tmp_path):
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
     began = time.monotonic()

@@ -2,16 +2,20 @@
 
 from . import hooks
 from .amp import OccAmpOptimWrapper
-from .checkpoint import read_checkpoint, write_checkpoint
+from .checkpoint import read_checkpoint, trust_pickles, write_checkpoint
 from .config import load_config
 from .dist import is_distributed, rank_and_world, reduce_mean_count, reduce_mean_values
+from .load_report import LoadReport
 from .log_processor import OccLogProcessor
 from .loops import OccEpochTrainLoop, OccIterTrainLoop
+from .partial_load import LoadSpec, load_partially, parse_load_from
 from .runner import OccRunner
 from .sync_batch_norm import CrossRankBatchNorm, convert_sync_batchnorm
 
 __all__ = [
     'CrossRankBatchNorm',
+    'LoadReport',
+    'LoadSpec',
     'OccAmpOptimWrapper',
     'OccEpochTrainLoop',
     'OccIterTrainLoop',
@@ -21,9 +25,12 @@ __all__ = [
     'hooks',
     'is_distributed',
     'load_config',
+    'load_partially',
+    'parse_load_from',
     'rank_and_world',
     'read_checkpoint',
     'reduce_mean_count',
     'reduce_mean_values',
+    'trust_pickles',
     'write_checkpoint',
 ]

@@ -7,6 +7,7 @@ and nothing else, and is registered with mmengine's ``CheckpointLoader``, so ``r
 """
 
 import ast
+import hashlib
 import io
 import logging
 import os
@@ -14,18 +15,18 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..errors import ConfigError, DataError
 from ..fileio import atomic_write
+from .load_report import LoadReport
 
 if hasattr(np, '_core'):  # numpy 2
     from numpy._core import multiarray
@@ -48,6 +49,31 @@ def _allowed_globals() -> list:
     return allowed
 
 
+_trusted: set[str] = set()  # SHA-256 of files, or '*'
+
+
+def trust_pickles(sha256: str = '*') -> None:
+    """From now on in this process, checkpoints that want something executed are loaded all the same.
+
+    Each is named with its SHA-256 in a warning. It runs whatever its author wrote, with the rights of this process.
+
+    Args:
+        sha256: of the only file that is trusted; '*': any.
+    """
+    _trusted.add(sha256.lower())
+
+
+def fingerprint_of(path: str | os.PathLike) -> dict:
+    """Size and SHA-256 of a local file; nothing of a URL."""
+    if not os.path.isfile(path):
+        return {}
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return dict(bytes=os.path.getsize(path), sha256=digest.hexdigest())
+
+
 def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> dict:
     """Load a checkpoint file as data.
 
@@ -68,10 +94,21 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> dict:
     except pickle.UnpicklingError as error:
         wanted = re.search(r'GLOBAL ([\w.]+)', str(error))
         if wanted:
-            raise DataError(
-                f'{path}: refused, because loading it would run {wanted.group(1)}: a checkpoint may hold tensors, '
-                'numbers, text, containers of them and log buffers'
-            ) from error
+            digest = fingerprint_of(path)['sha256']
+            if not _trusted & {'*', digest}:
+                raise DataError(
+                    f'{path}: refused, because loading it would run {wanted.group(1)}: a checkpoint may hold tensors, '
+                    'numbers, text, containers of them and log buffers. If you trust its author: --allow-unsafe-pickle '
+                    f'{digest}'
+                ) from error
+            print_log(
+                f'{path} (SHA-256 {digest}) wants to run {wanted.group(1)} and more: it is loaded as a program, as '
+                '--allow-unsafe-pickle says',
+                logger='current',
+                level=logging.WARNING,
+            )
+            checkpoint = torch.load(path, map_location=map_location, weights_only=False)
+            return _as_weights(checkpoint, path)
         raise DataError(f'{path}: not a readable checkpoint: {_first_line(error)}') from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, OSError) as error:
         # what torch raises for damaged files depends on where the damage is
@@ -79,6 +116,10 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = 'cpu') -> dict:
             raise
         size = os.path.getsize(path)
         raise DataError(f'{path}: damaged or not a checkpoint ({size} bytes): {_first_line(error)}') from error
+    return _as_weights(checkpoint, path)
+
+
+def _as_weights(checkpoint: Any, path: str) -> dict:
     if not isinstance(checkpoint, dict):
         raise DataError(f'{path}: a dict with weights is expected, found {type(checkpoint).__name__}')
     return checkpoint
@@ -197,58 +238,6 @@ def model_type_of(checkpoint: dict) -> str | None:
     return None
 
 
-@dataclass
-class LoadReport:
-    """What loading weights into a model did, by tensor name (the model's, except ``unexpected``)."""
-
-    source: str
-    loaded: list[str] = field(default_factory=list)
-    mismatched: list[tuple[str, tuple, tuple]] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        return not (self.mismatched or self.missing or self.unexpected)
-
-    def lines(self, limit: int = 10) -> list[str]:
-        """Text for the log: one line of totals, one by module, one by mismatch (shapes: file, model)."""
-        total = len(self.loaded) + len(self.mismatched) + len(self.missing)
-        lines = [
-            f'{self.source}: {len(self.loaded)} of {total} tensors of the model loaded, {len(self.mismatched)} of '
-            f'another shape, {len(self.missing)} not in the file, {len(self.unexpected)} in the file alone'
-        ]
-        if self.complete:
-            return lines
-        counts: dict[str, list[int]] = {}
-        groups = (self.loaded, [name for name, *_ in self.mismatched], self.missing, self.unexpected)
-        for column, names in enumerate(groups):
-            for name in names:
-                counts.setdefault(name.split('.')[0], [0, 0, 0, 0])[column] += 1
-        for module, (loaded, mismatched, missing, unexpected) in sorted(counts.items()):
-            lines.append(
-                f'  {module}: {loaded} loaded, {mismatched} of another shape, {missing} not in the file, '
-                f'{unexpected} in the file alone'
-            )
-        for name, theirs, ours in self.mismatched[:limit]:
-            lines.append(f'  shape of {name}: {theirs} in the file, {ours} in the model')
-        if len(self.mismatched) > limit:
-            lines.append(f'  and {len(self.mismatched) - limit} more')
-        return lines
-
-    def summary(self) -> str:
-        """One line with examples, for an error."""
-        parts = []
-        if self.mismatched:
-            name, theirs, ours = self.mismatched[0]
-            parts.append(f'{len(self.mismatched)} tensors of another shape ({name}: {theirs} in the file, {ours} here)')
-        if self.missing:
-            parts.append(f'{len(self.missing)} tensors of the model not in the file ({self.missing[0]})')
-        if self.unexpected:
-            parts.append(f'{len(self.unexpected)} in the file alone ({self.unexpected[0]})')
-        return '; '.join(parts) or 'complete'
-
-
 def state_dict_of(checkpoint: dict) -> OrderedDict:
     """The weights in a checkpoint, without DistributedDataParallel's ``module.`` prefix.
 
@@ -275,7 +264,7 @@ def load_weights(model: nn.Module, state: dict, source: str) -> LoadReport:
     Raises:
         ConfigError: nothing fits at all.
     """
-    report = LoadReport(source)
+    report = LoadReport(source, parameters={name for name, _ in model.named_parameters(remove_duplicate=False)})
     metadata = getattr(state, '_metadata', None) or {}
     state = OrderedDict((name, value) for name, value in state.items() if isinstance(value, torch.Tensor))
     given = set(state)
@@ -299,6 +288,8 @@ def load_weights(model: nn.Module, state: dict, source: str) -> LoadReport:
         shapes = [tuple(int(n) for n in text.split(',') if n.strip()) for text in match.groups()[1:]]
         report.mismatched.append((match.group(1), *shapes))
     ours = model.state_dict()
+    both = {**state, **ours}
+    report.sizes = {name: value.numel() for name, value in both.items() if isinstance(value, torch.Tensor)}
     apart = {name for name, *_ in report.mismatched} | set(report.missing)
     # layers add batch counters, which files of old torch versions lack, to the state themselves
     state = {name: value for name, value in state.items() if name in given or not name.endswith(_COUNTER)}
@@ -311,8 +302,3 @@ def load_weights(model: nn.Module, state: dict, source: str) -> LoadReport:
             f'{", ".join(list(ours)[:3])}'
         )
     return report
-
-
-def log_report(report: LoadReport, logger: logging.Logger) -> None:
-    for line in report.lines():
-        logger.info(line)

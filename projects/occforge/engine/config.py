@@ -41,6 +41,9 @@ _OPTIONAL_NESTED = {
     'train_dataloader.persistent_workers', 'val_dataloader.persistent_workers', 'test_dataloader.persistent_workers',
     'default_hooks.checkpoint.interval', 'default_hooks.checkpoint.max_keep_ckpts',
     'default_hooks.checkpoint.save_best', 'default_hooks.checkpoint.by_epoch', 'default_hooks.logger.interval',
+    *(f'load_from.{name}' for name in (
+        'path', 'entry', 'prefix', 'to', 'key_map', 'take', 'leave', 'source_classes', 'classes', 'class_axes',
+        'class_aliases', 'new_classes', 'rules', 'min_loaded')),
 }  # fmt: skip
 _DATALOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 

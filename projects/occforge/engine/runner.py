@@ -24,7 +24,7 @@ from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend, join_path
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
-from mmengine.registry import MODEL_WRAPPERS, OPTIMIZERS, RUNNERS
+from mmengine.registry import DATASETS, MODEL_WRAPPERS, OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner, save_checkpoint, weights_to_cpu
 from mmengine.utils import apply_to
 from torch import distributed as torch_dist
@@ -36,7 +36,9 @@ from ..fileio import remove_leftovers
 from ..version import __version__
 from . import checkpoint as checkpoints
 from .dist import init_distributed, is_distributed, rank_and_world
+from .load_report import LoadReport, log_report
 from .memory import bound_onednn_caches
+from .partial_load import has_path, load_partially, parse_load_from
 from .rng import rng_state, set_rng_state
 from .sync_batch_norm import convert_sync_batchnorm, count_batch_norms
 
@@ -45,6 +47,8 @@ from .sync_batch_norm import convert_sync_batchnorm, count_batch_norms
 class OccRunner(Runner):
     """mmengine's ``Runner``; same arguments and config fields, and these more:
 
+    * ``load_from``: a path, or a dict that says what is taken from which file, under which names and in which form
+      (``occforge.engine.partial_load``);
     * ``resume``: False, True (as mmengine), 'auto' (newest loadable checkpoint of the work dir; where there is none,
       ``load_from`` or a fresh start) or a path;
     * ``resume_from``: a path. Resumes; takes the weights alone, with one warning, where the checkpoint is of another
@@ -65,6 +69,7 @@ class OccRunner(Runner):
         self._epoch_rng: dict | None = None
         self._frozen_rng: dict | None = None
         self._saved_before = False
+        self._testing = False
 
     def _log_env(self, env_cfg: dict) -> None:
         files = [handler for handler in self.logger.handlers if isinstance(handler, logging.FileHandler)]
@@ -162,6 +167,14 @@ class OccRunner(Runner):
             f'{phase} on {name}, {processes}, {dataloader.num_workers} workers each, total batch {batch * world} = '
             f'{batch} x {world}, {len(dataloader.dataset)} samples, {len(dataloader)} iterations a pass'
         )
+
+    def val(self):
+        self._testing = True
+        return super().val()
+
+    def test(self):
+        self._testing = True
+        return super().test()
 
     # --------------------------------------------------------------------------------------- random generators
     @contextlib.contextmanager
@@ -271,21 +284,63 @@ class OccRunner(Runner):
             self._cfg_text_cache = self.cfg.pretty_text
         return self._cfg_text_cache
 
-    def load_checkpoint(self, filename: str, map_location='cpu', strict: bool = False, revise_keys=None) -> dict:
-        """Load weights alone, as far as they fit, with a report by module in the log. Returns the checkpoint.
+    def load_checkpoint(self, filename, map_location='cpu', strict: bool = False, revise_keys=None) -> LoadReport:
+        """Load weights alone, as far as they go, with a report by module in the log and as JSON in the work dir.
+
+        Args:
+            filename: a path, or a dict as ``load_from`` takes it (``occforge.engine.partial_load``).
+            map_location: as in ``torch.load``.
+            strict: nothing may be adapted, left out or missing.
+            revise_keys: as mmengine's, [(regular expression, replacement)], instead of the dict's ``key_map``.
 
         Raises:
-            DataError: the file cannot be read as data.
-            ConfigError: nothing in it fits the model; with ``strict``, something does not.
+            DataError: a file cannot be read as data.
+            ConfigError: a file gives nothing; less than ``min_loaded`` came in; with ``strict``, anything is not equal.
         """
-        content = self._read(filename, map_location)
-        self.call_hook('after_load_checkpoint', checkpoint=content)
-        report = checkpoints.load_weights(self._bare_model(), content['state_dict'], filename)
+        spec = parse_load_from(filename)
+        if revise_keys:
+            spec = parse_load_from(
+                dict(path=filename, key_map=[dict(regex=pattern, to=to) for pattern, to in revise_keys])
+            )
+
+        report = self.load_partially(
+            spec, 'load_report_test.json' if self._testing else 'load_report.json', map_location
+        )
         if strict and not report.complete:
             raise ConfigError(f'{filename} does not fit the model: {report.summary()}')
-        checkpoints.log_report(report, self.logger)
         self._has_loaded = True
-        return content
+        return report
+
+    def load_partially(self, spec, report_name: str, map_location='cpu') -> LoadReport:
+        """Fill the model as ``spec`` (a ``LoadSpec``) says; the report goes into the log and the work dir.
+
+        A model that is tested has to be whole, unless the spec has a ``min_loaded`` of its own.
+        """
+
+        def read(path):
+            content = mmengine.runner.CheckpointLoader.load_checkpoint(path, map_location, self.logger)
+            if 'state_dict' in content:
+                self.call_hook('after_load_checkpoint', checkpoint=content)
+            return content
+
+        report = load_partially(
+            self._bare_model(),
+            spec,
+            self._class_names(),
+            read,
+            min_loaded=1.0 if self._testing else None,
+            fingerprints=self.rank == 0,
+        )
+        log_report(report, self.logger)
+        if self.rank == 0:
+            report.write(os.path.join(self.work_dir, report_name))
+        return report
+
+    def _class_names(self) -> list[str] | None:
+        """Class names of the data set that is trained or tested on, as far as it is built or its config tells."""
+        loader = self._test_dataloader if self._testing else self._train_dataloader
+        dataset = loader.get('dataset') if isinstance(loader, dict) else getattr(loader, 'dataset', None)
+        return class_names_of(dataset)
 
     def _read(self, filename: str, map_location='cpu') -> dict:
         content = mmengine.runner.CheckpointLoader.load_checkpoint(filename, map_location, self.logger)
@@ -302,7 +357,7 @@ class OccRunner(Runner):
         path = None
         if isinstance(resume, str) and resume != 'auto':
             path = resume
-        elif resume is True and self._load_from is not None:
+        elif resume is True and isinstance(self._load_from, str):
             path = self._load_from
         elif resume:
             path = self._latest()
@@ -314,7 +369,7 @@ class OccRunner(Runner):
             self.resume(path)
         elif resume_from is not None:
             self._resume_or_load(resume_from)
-        elif self._load_from is not None:
+        elif has_path(self._load_from):
             self._resume = False
             self.load_checkpoint(self._load_from)
         self._has_loaded = True
@@ -439,6 +494,19 @@ def _has_torch_sync_bn(model: nn.Module) -> bool:
 
 def _on_cpu(content):
     return apply_to(content, lambda value: hasattr(value, 'cpu'), lambda value: value.cpu())
+
+
+def class_names_of(dataset) -> list[str] | None:
+    """Class names of a data set, or of a data set's config (its ``metainfo``, else the class's ``METAINFO``)."""
+    while dataset is not None:
+        metainfo = dataset.get('metainfo') if isinstance(dataset, dict) else getattr(dataset, 'metainfo', None)
+        if isinstance(dataset, dict) and not (metainfo or {}).get('classes') and 'type' in dataset:
+            metainfo = getattr(DATASETS.get(dataset['type']), 'METAINFO', None)
+        names = (metainfo or {}).get('classes')
+        if names:
+            return list(names)
+        dataset = dataset.get('dataset') if isinstance(dataset, dict) else getattr(dataset, 'dataset', None)
+    return None
 
 
 def default_work_dir(config_path: str | os.PathLike) -> str:

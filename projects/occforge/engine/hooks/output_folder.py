@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ...evaluation.results import write_results
+from ..partial_load import paths_of
 
 
 @HOOKS.register_module()
@@ -54,4 +55,4 @@ def documents_of(loop) -> list:
 
 def origin_of(runner) -> dict:
     """What results came from: the config file, and the checkpoint where one was given."""
-    return dict(config=runner.cfg.filename, checkpoint=runner._load_from)
+    return dict(config=runner.cfg.filename, checkpoint=', '.join(paths_of(runner._load_from)) or None)
