@@ -103,16 +103,30 @@ def measure_prior(stages: StageRunner, args, out) -> None:
     stages.run('label prior', [relative(TOOLS / 'analysis/label_prior.py'), *infos, '--out', out], [out], ['city'])
 
 
-def train_and_test(stages: StageRunner, name, config, work_dir, overrides, amp, pictures=None, most=None) -> Path:
-    """Stages of one model, trained in ``work_dir/training``. Returns its results file."""
+def train_and_test(
+    stages: StageRunner,
+    name,
+    config,
+    work_dir,
+    overrides,
+    amp,
+    pictures=None,
+    most=None,
+    train_options=(),
+    after=('city',),
+) -> Path:
+    """Stages of one model, trained in ``work_dir/training``. Returns its results file.
+
+    ``train_options``: overrides of the training alone; ``after``: stages that it depends on.
+    """
     label = f'{name}: ' if name else ''
     config, training, testing = relative(config), Path(work_dir, 'training'), Path(work_dir, 'test')
     train = [relative(TOOLS / 'train.py'), config, '--work-dir', training, '--resume']
     if amp:
         train.append('--amp')
     # the test stage scores the held-out scenes, so the training need not
-    train += [*(overrides or ['--cfg-options']), 'train_cfg.val_begin=1000000']
-    stages.run(f'{label}training', train, [training / 'last_checkpoint'], ['city'], [training])
+    train += [*(overrides or ['--cfg-options']), 'train_cfg.val_begin=1000000', *train_options]
+    stages.run(f'{label}training', train, [training / 'last_checkpoint'], after, [training])
     results = testing / 'results.json'
     test = [relative(TOOLS / 'test.py'), config, relative(last_checkpoint(training)), '--work-dir', testing]
     test += ['--out', results]

@@ -151,7 +151,7 @@ def test_wrong_input_is_named():
     assert "sample t0: field 'gt_occ.semantics'" in error(gt_occ=None)
     assert '18..18' in error(pred_occ=dict(semantics=torch.full((9, 8, 5), 18)))
     assert '(9, 8, 4)' in error(pred_occ=dict(semantics=torch.zeros(9, 8, 4, dtype=torch.uint8)))
-    assert 'mask_camera' in error(gt_occ=dict(good['gt_occ'], mask_camera=np.ones((1, 1, 1), bool)))
+    assert 'mask_camera' in error(gt_occ=dict(good['gt_occ'], mask_camera=np.ones((2, 1, 1), bool)))
     assert 'float32' in error(pred_occ=dict(semantics=torch.zeros(9, 8, 5)))
     assert 'token' in error(token=None)
     with pytest.raises(ConfigError, match='eval_mask'):

@@ -305,7 +305,7 @@ def test_bad_configs_are_refused():
 # ------------------------------------------------------------------------------------------------ shipped configs
 
 
-@pytest.mark.parametrize('name', ['', '_camera', '_lidar', '_mask', '_nomask'])
+@pytest.mark.parametrize('name', ['', '_camera', '_lidar', '_mask', '_nomask', '_fine'])
 def test_synthetic_configs_build(name):
     cfg = load_config(CONFIGS / f'fusion_occ/fusion_occ_synthetic{name}.py')
     model = MODELS.build(cfg.model)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ablation
 import demo
+import mask_study
 import numpy as np
 import pytest
 import torch
@@ -34,7 +35,8 @@ def run(tool, *arguments):
 
 
 @pytest.mark.parametrize(
-    'tool', ['demo.py', 'ablation.py', 'browse_dataset.py', 'visualize_infos.py', 'analysis/label_prior.py']
+    'tool',
+    ['demo.py', 'ablation.py', 'mask_study.py', 'browse_dataset.py', 'visualize_infos.py', 'analysis/label_prior.py'],
 )
 def test_help_and_wrong_arguments(tool):
     done = run(tool, '--help')
@@ -51,6 +53,61 @@ def test_summary_table():
     assert car == ['car', '51.2', '51.2', '51.2', '9.0', '1,000']
     assert next(line for line in lines if line.startswith('bicycle')).split()[1:3] == ['-', '51.2']
     assert 'free' not in table
+
+
+def test_mask_study_table_and_gaps():
+    def scored(none, camera):
+        metrics = {'mIoU/no_mask': none, 'mIoU/camera_mask': camera, 'mIoU/lidar_mask': 1.0, 'RayIoU': 2.0}
+        return [dict(metrics={**metrics, 'geo_IoU/no_mask': 3.0})]
+
+    text = mask_study.markdown(
+        {('scratch', 'all voxels'): scored(30.0, 35.0), ('scratch', 'camera mask'): scored(26.0, 38.5)}
+    )
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('| s')]
+    assert rows[1] == ['scratch', 'all voxels', '**30.0**', '**35.0**', '**1.0**', '**2.0**', '**3.0**']
+    # the gap is the training mask's share under either score plus that of the metric's mask for the other model
+    assert rows[-1] == ['scratch', '+8.5', '-4.0', '+3.5', '+5.0', '+12.5']
+
+
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_mask_study_runs_what_it_says(tmp_path, monkeypatch, interrupted):
+    calls = []
+
+    def run_stage(stages, name, arguments, outputs=(), after=(), folders=()):
+        arguments = [str(argument) for argument in arguments]
+        calls.append((name, arguments, tuple(after)))
+        stages.seconds[name] = 1.0
+        for path in map(Path, outputs):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(str(path.with_name('epoch_1.pth')))
+            path.with_name('epoch_1.pth').touch()
+            if path.name == 'results.json':
+                path.write_text(json.dumps(results(20.0)))
+        if interrupted and 'then all' in name:
+            raise mask_study.StageError('it stopped')
+
+    monkeypatch.setattr(mask_study.StageRunner, 'run', run_stage)
+    monkeypatch.chdir(tmp_path)
+    work_dir = tmp_path / 'study'
+    options = ['--data-root', 'city', '--work-dir', str(work_dir), '--no-amp', '--cfg-options', 'lr=0.01']
+    code = mask_study.main(['--seeds', '3', *options])
+    assert code == (1 if interrupted else 0)
+    if interrupted:
+        return
+    trainings = {name: arguments for name, arguments, _ in calls if name.endswith('training')}
+    assert len(trainings) == 1 + 4 + 2
+    pretrained = trainings['pretrained, all voxels, seed 3: training']
+    assert '+load_from.take=[img_backbone]' in pretrained and 'use_mask=False' in pretrained
+    assert any(a.endswith('pretraining_seed3/training/epoch_1.pth') for a in pretrained if 'load_from.path' in a)
+    further = trainings['scratch, camera mask, then all, seed 3: training']
+    assert {'use_mask=False', 'max_epochs=2', 'lr=0.002', 'randomness.seed=3'} <= set(further)
+    # what is tested has no option of the training
+    assert not [a for name, some, _ in calls if name.endswith('test') for a in some if 'load_from' in a]
+    inputs = {name: after for name, _, after in calls}
+    assert 'pretraining, seed 3: training' in inputs['pretrained, camera mask, seed 3: training']
+    table = (work_dir / 'mask_study.md').read_text()
+    assert table.count('camera mask, then all voxels') == 2
+    assert len(json.loads((work_dir / 'mask_study.json').read_text())['runs']) == 6
 
 
 def test_ablation_table_is_the_mean_of_the_seeds():

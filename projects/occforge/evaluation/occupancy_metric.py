@@ -1,5 +1,6 @@
 """Mean IoU of occupancy under the Occ3D protocol, for all three masks in one pass."""
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ def masked_confusions(pred, target, mask_camera, mask_lidar, num_classes: int, r
         pred: (X, Y, Z) integer tensor, 0..num_classes-1.
         target: (X, Y, Z) integer tensor; labels outside 0..num_classes-1 are left out. It and the masks may also be
             finer by a whole factor per axis, (rX, sY, tZ): a prediction then holds for its r x s x t fine voxels.
-        mask_camera, mask_lidar: (X, Y, Z) bool tensors (of the target's shape).
+        mask_camera, mask_lidar: (X, Y, Z) bool tensors (of the target's shape, or coarser by a whole factor per axis).
         num_classes: classes, free included.
         ring: (X, Y) uint8 of the target's columns, 0..rings-1: counted apart. None: not.
         rings: number of rings.
@@ -41,33 +42,74 @@ def masked_confusions(pred, target, mask_camera, mask_lidar, num_classes: int, r
         DataError: shapes do not fit, or a prediction is outside its range.
     """
     check_labels(pred, num_classes)
-    factors = whole_factors(pred, target)
-    shape, fine = tuple(pred.shape), tuple(target.shape)
+    fine = tuple(target.shape)
+    factors = dict(pred=whole_factors(pred, target))
     for name, mask in (('mask_camera', mask_camera), ('mask_lidar', mask_lidar)):
-        if tuple(mask.shape) != fine:
-            raise DataError(f'{name} has shape {tuple(mask.shape)}, the labels {fine}')
+        factors[name] = whole_factors(mask, target, name)
     # Ring and masks go into the row, the masks as two bits, so that one count serves all; a slab of x at a time bounds
     # memory.
     block = 4 * num_classes
     rows = block * (1 if ring is None else rings)
     row_type = torch.uint8 if rows < 256 else torch.int64
     total = torch.zeros(rows, num_classes, dtype=torch.int64, device=pred.device)
-    slab = max(1, (1 << 21) // max(1, factors[0] * int(np.prod(fine[1:]))))
-    for start in range(0, shape[0], slab):
-        here = slice(start * factors[0], (start + slab) * factors[0])
-        predicted = pred[start : start + slab]
-        for axis, factor in enumerate(factors):
+    slab = math.lcm(*(own[0] for own in factors.values()))  # ends between voxels of all
+    slab *= max(1, (1 << 21) // max(1, slab * math.prod(fine[1:])))
+
+    def planes(values, name, start):
+        own = factors[name]
+        values = values[start // own[0] : (start + slab) // own[0]]
+        for axis, factor in enumerate(own):
             if factor > 1:
-                predicted = predicted.repeat_interleave(factor, dim=axis)
+                values = values.repeat_interleave(factor, dim=axis)
+        return values
+
+    for start in range(0, fine[0], slab):
+        here = slice(start, start + slab)
+        predicted = planes(pred, 'pred', start)
         labels = target[here]
-        bits = (mask_camera[here] != 0).to(row_type) + 2 * (mask_lidar[here] != 0).to(row_type)
+        camera, lidar = (planes(m, n, start) for m, n in ((mask_camera, 'mask_camera'), (mask_lidar, 'mask_lidar')))
+        bits = (camera != 0).to(row_type) + 2 * (lidar != 0).to(row_type)
         row = bits * num_classes + labels.to(row_type)
         if ring is not None:
             row += (ring[here].to(row_type) * block)[:, :, None]
         row.masked_fill_((labels < 0) | (labels >= num_classes), rows)  # out of range: not counted
         total += confusion_matrix(predicted.contiguous(), row, rows)[:, :num_classes]
-    by_bits = total.unflatten(0, (-1, 4, num_classes))
-    matrices = torch.stack([by_bits.sum(1), by_bits[:, 1] + by_bits[:, 3], by_bits[:, 2] + by_bits[:, 3]], 1)
+    matrices = _by_mask(total.unflatten(0, (-1, 4, num_classes)))
+    return matrices[0] if ring is None else matrices
+
+
+def _by_mask(by_bits):
+    """(rings, 4, classes, classes), 4 combinations camera + 2 * LiDAR -> (rings, 3, ...) in the order of MASKS."""
+    return torch.stack([by_bits.sum(1), by_bits[:, 1] + by_bits[:, 3], by_bits[:, 2] + by_bits[:, 3]], 1)
+
+
+def counted_confusions(pred, fine, num_classes: int, ring=None, rings: int = 1):
+    """``masked_confusions`` from numbers of fine voxels by cell, class and mask.
+
+    Args:
+        pred: (X, Y, Z) integer tensor, 0..num_classes-1.
+        fine: dict of tensors ``cells``, ``codes``, ``counts`` (M,), ``grid`` (3,), see
+            ``occforge.datasets.fine_labels.CellCounts``.
+        num_classes, rings: see ``masked_confusions``.
+        ring: (X, Y) uint8 of the prediction's columns.
+
+    Raises:
+        DataError: the counts are by cells of another grid, or a prediction or class is outside its range.
+    """
+    check_labels(pred, num_classes)
+    grid = tuple(int(side) for side in fine['grid'])
+    if grid != tuple(pred.shape):
+        raise DataError(f'the predicted semantics have shape {tuple(pred.shape)}, the labels are counted on {grid}')
+    cells, codes, counts = (fine[name].to(pred.device).long() for name in ('cells', 'codes', 'counts'))
+    if codes.numel() and int(codes.max()) >= 4 * num_classes:
+        raise DataError(f'fine labels hold the class {int(codes.max()) >> 2}, expected 0..{num_classes - 1}')
+    # codes are 4 * class + bits; rows of the result are bits, then class
+    row = (codes & 3) * num_classes + (codes >> 2)
+    if ring is not None:
+        row += ring.long().flatten()[cells // grid[2]] * (4 * num_classes)
+    total = torch.zeros(rings * 4 * num_classes * num_classes, dtype=torch.int64, device=pred.device)
+    total.index_add_(0, row * num_classes + pred.flatten()[cells].long(), counts)
+    matrices = _by_mask(total.view(rings, 4, num_classes, num_classes))
     return matrices[0] if ring is None else matrices
 
 
@@ -106,6 +148,10 @@ class OccupancyMetric(StreamedMetric):
     Results, in percent: ``mIoU/<mask>``, ``geo_IoU/<mask>``, both also as ``.../<mask>/<range>``,
     ``IoU/<mask>/<class>`` for the masks ``no_mask``, ``camera_mask``, ``lidar_mask``; ``mIoU``: that of ``eval_mask``.
     The same, classes by range, voxel counts, confusion matrices and the protocol go into the results file.
+
+    Labels may be finer than the prediction by a whole factor per axis, and masks coarser than the labels: a prediction
+    and a mask hold for all voxels inside. Where ``gt_occ.fine`` gives numbers of fine voxels by cell, class and mask
+    (LoadFineOccGT) these are used, with the same result; ranges are then those of the prediction's columns.
 
     Source: the protocol of the CVPR 2023 occupancy challenge and Occ3D (Tian et al., NeurIPS 2023), which scores under
     the camera mask.
@@ -148,14 +194,19 @@ class OccupancyMetric(StreamedMetric):
 
     def count(self, name: str, sample: dict) -> np.ndarray:
         pred = labels_of(sample, 'pred_occ', 'semantics')
+        classes, rings = len(self.class_names), len(self.range_edges)
+        if self.dump_dir is not None:
+            write_prediction(self.dump_dir, name, pred)
+        fine = (sample.get('gt_occ') or {}).get('fine')
+        if fine is not None:
+            fine = {key: fine.get(key) for key in ('cells', 'codes', 'counts', 'grid')}
+            ring = column_rings(pred.shape, self.point_cloud_range, self.range_edges).to(pred.device)
+            return counted_confusions(pred, fine, classes, ring, rings).cpu().numpy()
         target, camera, lidar = (
             labels_of(sample, 'gt_occ', field, pred.device) for field in ('semantics', 'mask_camera', 'mask_lidar')
         )
         ring = column_rings(target.shape, self.point_cloud_range, self.range_edges).to(pred.device)
-        counts = masked_confusions(pred, target, camera, lidar, len(self.class_names), ring, len(self.range_edges))
-        if self.dump_dir is not None:
-            write_prediction(self.dump_dir, name, pred)
-        return counts.cpu().numpy()
+        return masked_confusions(pred, target, camera, lidar, classes, ring, rings).cpu().numpy()
 
     def summarize(self, counts: np.ndarray, samples: int, size: int) -> tuple:
         """See StreamedMetric."""

@@ -156,13 +156,13 @@ def check_labels(pred: torch.Tensor, num_classes: int, name: str = 'the predicte
         raise DataError(f'{name} hold {int(pred.min())}..{int(pred.max())}, expected 0..{num_classes - 1}')
 
 
-def whole_factors(pred: torch.Tensor, target: torch.Tensor) -> list[int]:
-    """How many target voxels lie in a predicted one, per axis.
+def whole_factors(pred: torch.Tensor, target: torch.Tensor, name: str = 'the predicted semantics') -> list[int]:
+    """How many target voxels lie in one of ``pred`` (called ``name`` in messages), per axis.
 
     Raises:
         DataError: the shapes do not fit.
     """
     shape, fine = tuple(pred.shape), tuple(target.shape)
     if len(fine) != len(shape) or any(f % s or f < s for f, s in zip(fine, shape)):
-        raise DataError(f'the predicted semantics have shape {shape}, the labels {fine}')
+        raise DataError(f'{name} have shape {shape}, the labels {fine}')
     return [f // s for f, s in zip(fine, shape)]

@@ -5,13 +5,14 @@ from .depth import PointToMultiViewDepth
 from .formatting import PackOccInputs
 from .image_segs import LoadImageSegs
 from .images import PrepareImageInputs
-from .loading import FuseAdjacentPoints, LoadLidarPoints, LoadLidarSegLabels, LoadOccGTFromFile
+from .loading import FuseAdjacentPoints, LoadFineOccGT, LoadLidarPoints, LoadLidarSegLabels, LoadOccGTFromFile
 from .points import EgoPointsRangeFilter, PointsLidarToEgo, ThinPoints
 
 __all__ = [
     'BEVAug',
     'EgoPointsRangeFilter',
     'FuseAdjacentPoints',
+    'LoadFineOccGT',
     'LoadImageSegs',
     'LoadLidarPoints',
     'LoadLidarSegLabels',

@@ -70,7 +70,7 @@ class BEVAug(BaseTransform):
         results['bda'] = matrix.astype(np.float32)
         results['flip_dx'], results['flip_dy'] = bool(flip_dx), bool(flip_dy)
         results['bda_flips_only'] = self.flips_only
-        if results.get('voxel_semantics') is not None:
+        if results.get('voxel_semantics') is not None or results.get('fine_counts') is not None:
             if not self.flips_only:
                 raise ConfigError(
                     f'BEVAug: rot_lim={self.rot_lim}, scale_lim={self.scale_lim}, but occupancy labels can only be '

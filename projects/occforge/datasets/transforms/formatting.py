@@ -39,8 +39,10 @@ class PackOccInputs(BaseTransform):
 
     ``inputs`` holds those of imgs, sensor2ego, ego2global, intrins, post_rots, post_trans, bda, points, sparse_depth
     and segs that the pipeline has made, and ``sample_seed``. ``data_samples.gt_occ`` holds ``semantics`` (X, Y, Z)
-    uint8, ``mask_lidar`` and ``mask_camera`` bool where labels have been loaded. Meta information: META_KEYS,
-    ``lidar2ego`` (4x4), ``cam_names`` and ``img_path``, the key frame's cameras and their files in the same order.
+    uint8, ``mask_lidar`` and ``mask_camera`` bool where labels have been loaded, and ``fine`` (``cells``, ``codes``,
+    ``counts``, ``grid``, ``ratio``, see ``fine_labels.CellCounts``) where LoadFineOccGT has counted. Meta information:
+    META_KEYS, ``lidar2ego`` (4x4), ``cam_names`` and ``img_path``, the key frame's cameras and their files in the same
+    order.
 
     Args:
         input_keys: further keys of the results to pack as tensors.
@@ -65,6 +67,12 @@ class PackOccInputs(BaseTransform):
                 semantics=_tensor(results['voxel_semantics']),
                 mask_lidar=_tensor(results['mask_lidar']).bool(),
                 mask_camera=_tensor(results['mask_camera']).bool(),
+            )
+        if results.get('fine_counts') is not None:
+            if 'gt_occ' not in sample:
+                sample.gt_occ = BaseDataElement()
+            sample.gt_occ.fine = BaseDataElement(
+                **{name: torch.as_tensor(value) for name, value in results['fine_counts']._asdict().items()}
             )
         meta = {key: results[key] for key in self.meta_keys if key in results}
         lidar = results.get('lidar_points') or {}

@@ -1,12 +1,15 @@
 """Points, LiDAR segmentation labels and occupancy labels."""
 
+import os
+
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
 from occforge.errors import ConfigError, DataError
 
-from ..occ3d import GRID_SIZE, LIDARSEG_TO_OCC, read_labels
+from ..fine_labels import MASKS, CellCounts, read_fine_labels
+from ..occ3d import GRID_SIZE, LIDARSEG_TO_OCC, label_file, read_labels
 from .common import get_points, key_points, lidar_matrices, read_bytes, read_points, required_path, where
 
 
@@ -161,8 +164,65 @@ class LoadOccGTFromFile(BaseTransform):
         return results
 
 
+@TRANSFORMS.register_module()
+class LoadFineOccGT(BaseTransform):
+    """Reads labels finer than Occ3D's, and masks as fine as there are (see ``occforge.datasets.fine_labels``).
+
+    Args:
+        file_name: archive or folder beside the sample's ``labels.npz``. Masks that it does not have are those of
+            ``labels.npz`` if that has them, else true everywhere.
+        form: 'counts' sets ``fine_counts``, the fine voxels by cell, class and mask: all that loss and metric of a
+            network that answers on the label grid need. 'voxels' replaces ``voxel_semantics``, ``mask_lidar`` and
+            ``mask_camera``, for networks that answer on the fine grid.
+        grid_size: (X, Y, Z) of the cells.
+
+    May stand before or after BEVAug, as LoadOccGTFromFile.
+
+    Raises:
+        DataError: the file is missing or damaged, or its grid is no multiple of ``grid_size``.
+        ConfigError: 'voxels' of a file that holds counts alone.
+    """
+
+    def __init__(self, file_name: str, form: str = 'counts', grid_size=GRID_SIZE):
+        if form not in ('counts', 'voxels'):
+            raise ConfigError(f"LoadFineOccGT field 'form' is {form!r}, expected 'counts' or 'voxels'")
+        self.file_name = file_name
+        self.form = form
+        self.grid_size = tuple(grid_size)
+
+    def transform(self, results: dict) -> dict:
+        if not results.get('occ_path'):
+            raise DataError(f"{where(results)}: field 'occ_path' is missing")
+        coarse = label_file(results['occ_path'])
+        path = os.path.join(os.path.dirname(coarse), self.file_name)
+        labels = read_fine_labels(path, coarse if os.path.exists(coarse) else None)
+        if isinstance(labels, CellCounts):
+            if self.form == 'voxels':
+                raise ConfigError(f"{path}: holds counts of voxels, LoadFineOccGT.form='voxels' needs the voxels")
+            if labels.grid != self.grid_size:
+                raise DataError(f'{path}: counts by cells of the grid {labels.grid}, expected {self.grid_size}')
+        if self.form == 'voxels':
+            semantics, *masks = labels.dense()
+            if any(fine % side for fine, side in zip(semantics.shape, self.grid_size)):
+                raise DataError(f'{path}: the grid is {semantics.shape}, expected a multiple of {self.grid_size}')
+            results['voxel_semantics'] = semantics
+            for name, mask in zip(MASKS, masks):
+                results[name] = np.ones(self.grid_size, dtype=np.uint8) if mask is None else mask
+        else:
+            results['fine_counts'] = labels if isinstance(labels, CellCounts) else labels.counts(self.grid_size)
+        if 'bda' in results:
+            if not results['bda_flips_only']:
+                raise ConfigError('BEVAug rotates or scales, which occupancy labels cannot follow: allow flips only')
+            own = {name: results.get(name) for name in ('fine_counts',)} if self.form == 'counts' else results
+            flip_labels(own, results['flip_dx'], results['flip_dy'])
+            results.update(own)
+        return results
+
+
 def flip_labels(results: dict, flip_dx: bool, flip_dy: bool) -> None:
-    """Reverses axis X (flip_dx) and axis Y (flip_dy) of the label volume and both masks, in ``results``."""
+    """Reverses axis X (flip_dx) and axis Y (flip_dy) of label volume, masks and counts, in ``results``."""
+    if results.get('fine_counts') is not None:
+        results['fine_counts'] = results['fine_counts'].flip(flip_dx, flip_dy)
     step = (slice(None, None, -1 if flip_dx else 1), slice(None, None, -1 if flip_dy else 1))
     for name in ('voxel_semantics', 'mask_lidar', 'mask_camera'):
         if results.get(name) is not None:

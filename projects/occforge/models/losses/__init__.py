@@ -1,5 +1,6 @@
 """Losses shared by the systems."""
 
+from .fine_counts import class_table
 from .mask_extension import check_extension, extend_mask
 from .occupancy import OccTargets, OccupancyLoss, cell_class_counts, lovasz_softmax
 from .voxel_queries import ChunkedOccupancyLoss, chunked_cross_entropy, draw_fine_targets, fine_features
@@ -19,6 +20,7 @@ __all__ = [
     'cell_class_counts',
     'check_extension',
     'chunked_cross_entropy',
+    'class_table',
     'distance_map',
     'draw_fine_targets',
     'extend_mask',

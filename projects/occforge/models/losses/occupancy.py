@@ -196,25 +196,38 @@ class OccupancyLoss(nn.Module):
         Raises:
             DataError: wrong grid or unknown label.
         """
-        batch, cells = len(semantics), grid[0] * grid[1] * grid[2]
+        batch = len(semantics)
         if mask is not None and len(mask) != batch and mask.ndim == 4:
             raise DataError(f'the mask is for {len(mask)} samples, semantics for {batch}')
+        masks = [mask if mask is None or mask.ndim == 3 else mask[i] for i in range(batch)]
+        return self._targets(list(zip(semantics, masks)), grid, sample_seed)
+
+    def count_targets(self, tables, grid, sample_seed=None) -> OccTargets:
+        """``targets`` where the supervised fine voxels have been counted before.
+
+        Args:
+            tables: B tensors (X*Y*Z, num_classes) of integers, fine voxels of each class in each cell.
+            grid, sample_seed: see ``targets``.
+        """
+        return self._targets([(None, None, table) for table in tables], grid, sample_seed)
+
+    def _targets(self, samples, grid, sample_seed):
+        cells = grid[0] * grid[1] * grid[2]
         index, labels, weight, sample = [], [], [], []
-        class_counts = torch.zeros(self.num_classes, dtype=torch.float64, device=semantics.device)
-        for i in range(batch):
+        class_counts = 0
+        for i, label in enumerate(samples):
             seed = None if sample_seed is None else int(sample_seed[i])
-            own_mask = mask if mask is None or mask.ndim == 3 else mask[i]
-            chosen, own_labels, counts, own_weight = self._sample_targets(semantics[i], own_mask, grid, seed)
-            class_counts += counts
+            chosen, own_labels, counts, own_weight = self._sample_targets(grid, seed, *label)
+            class_counts = class_counts + counts
             index.append(chosen + i * cells)
             labels.append(own_labels)
             weight.append(own_weight)
             sample.append(torch.full_like(chosen, i))
         weight = None if weight[0] is None else torch.cat(weight)
-        return OccTargets(torch.cat(index), torch.cat(labels), weight, class_counts, torch.cat(sample), batch)
+        return OccTargets(torch.cat(index), torch.cat(labels), weight, class_counts, torch.cat(sample), len(samples))
 
-    def _sample_targets(self, semantics, mask, grid, seed):
-        same_grid = semantics.shape == tuple(grid) and (mask is None or mask.shape == tuple(grid))
+    def _sample_targets(self, grid, seed, semantics, mask, table=None):
+        same_grid = table is None and all(part is None or part.shape == tuple(grid) for part in (semantics, mask))
         if same_grid:
             flat = semantics.flatten()
             supervised = flat != self.ignore_index
@@ -222,7 +235,8 @@ class OccupancyLoss(nn.Module):
                 supervised &= mask.flatten().bool()
             free = flat == self.free_index
         else:
-            table = cell_class_counts(semantics, mask, grid, self.num_classes, self.ignore_index)
+            if table is None:
+                table = cell_class_counts(semantics, mask, grid, self.num_classes, self.ignore_index)
             number = table.sum(dim=1)
             supervised = number > 0
             free = table[:, self.free_index] == number

@@ -10,9 +10,17 @@ from mmdet3d.models import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import nn
+from torch.nn import functional as F
 
-from ...errors import ConfigError
-from ...models.losses import ChunkedOccupancyLoss, check_extension, extend_mask
+from ...errors import ConfigError, DataError
+from ...models.losses import (
+    ChunkedOccupancyLoss,
+    check_extension,
+    class_table,
+    draw_fine_targets,
+    extend_mask,
+    fine_features,
+)
 from ...models.view_transforms import camera_vector
 
 # Upstream's config names of the 3D encoder beside the names of the attributes (the checkpoint's keys).
@@ -72,6 +80,13 @@ class FusionOCC(Base3DDetector):
             initialisation. Saves a short training the steps that only learn that most voxels are free.
         mask_extension: voxels supervised besides those of the mask: ``dict(where='occupied' or 'free', radius=m or
             None)``, see ``extend_mask``.
+        query_ratio: answer on a grid this many times finer (an integer, or three: x, y, z) than the encoded volume: its
+            features are interpolated at the centres of the fine voxels and classified there. Training looks at voxels
+            drawn from labels of that grid (LoadFineOccGT with ``form='voxels'``); needs ``ChunkedOccupancyLoss``, whose
+            ``free_keep`` then has no use. None: the volume's own grid.
+        query_budget: voxels drawn a sample and step.
+        query_skip_free: in prediction, cells that are free and touch only free cells (26 neighbours), judged at their
+            centres, are taken to be free throughout. Most of a scene is; False looks at every fine voxel.
         temperature: logits of ``mode='tensor'`` are divided by it, for calibrated probabilities.
         key_ego: whose ego pose is the key ego frame: ``'first_camera'``, that of the first camera's moment (published;
             labels and points are in the frame of the LiDAR's moment, some tens of milliseconds away, which is ignored),
@@ -122,6 +137,9 @@ class FusionOCC(Base3DDetector):
         norm_cfg=None,
         free_prior=None,
         mask_extension=None,
+        query_ratio=None,
+        query_budget=1 << 18,
+        query_skip_free=False,
         temperature=1.0,
         key_ego='first_camera',
         data_preprocessor=None,
@@ -226,6 +244,15 @@ class FusionOCC(Base3DDetector):
             raise ConfigError(f'FusionOCC.free_prior is {free_prior}, expected a probability in (0, 1)')
         self.free_prior = free_prior
         self.loss_occ = self._build_loss(loss_occ, num_classes)
+        if query_ratio is not None:
+            query_ratio = (query_ratio,) * 3 if isinstance(query_ratio, int) else tuple(query_ratio)
+            if len(query_ratio) != 3 or min(query_ratio) < 1:
+                raise ConfigError(
+                    f'FusionOCC.query_ratio is {query_ratio}, expected one or three integers of 1 or more'
+                )
+            if not isinstance(self.loss_occ, ChunkedOccupancyLoss):
+                raise ConfigError("FusionOCC.query_ratio needs loss_occ=dict(type='ChunkedOccupancyLoss')")
+        self.query_ratio, self.query_budget, self.query_skip_free = query_ratio, query_budget, query_skip_free
 
     def init_weights(self):
         super().init_weights()
@@ -372,16 +399,10 @@ class FusionOCC(Base3DDetector):
 
     def occupancy_loss(self, volume, data_samples, sample_seed=None):
         """Loss of an encoded volume (B, C, Z, Y, X); supervised voxels are chosen before they are classified."""
-        device = volume.device
+        if self.query_ratio is not None:
+            return self._query_loss(volume, data_samples, sample_seed)
         size = volume.shape[:1] + volume.shape[:1:-1]  # (B, X, Y, Z)
-        semantics = torch.stack([sample.gt_occ.semantics for sample in data_samples]).to(device)
-        mask = None
-        if self.use_mask:
-            mask = torch.stack([sample.gt_occ.mask_camera for sample in data_samples]).to(device)
-            if self.mask_extension is not None:
-                free = self.num_classes - 1
-                mask = extend_mask(mask, semantics, free, self.point_cloud_range, **self.mask_extension)
-        targets = self.loss_occ.targets(semantics, mask, size[1:], sample_seed)
+        targets = self._targets(data_samples, size[1:], volume.device, sample_seed)
         sample, x, y, z = torch.unravel_index(targets.index, size)
         rows = ((sample * size[3] + z) * size[2] + y) * size[1] + x
         features = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
@@ -390,6 +411,52 @@ class FusionOCC(Base3DDetector):
                 lambda chosen: self.classify(features[chosen]), (rows,), targets, masked=self.use_mask
             )
         return self.loss_occ(self.classify(features.index_select(0, rows)), targets, masked=self.use_mask)
+
+    def _targets(self, data_samples, grid, device, sample_seed):
+        """What the loss compares the logits of a grid (X, Y, Z) with."""
+        if 'fine' in data_samples[0].gt_occ:
+            if self.mask_extension is not None:
+                raise ConfigError('FusionOCC.mask_extension needs labels on the grid of the logits, found fine ones')
+            tables = [
+                class_table(sample.gt_occ.fine.to(device), grid, self.num_classes, self.use_mask)
+                for sample in data_samples
+            ]
+            return self.loss_occ.count_targets(tables, grid, sample_seed)
+        semantics = torch.stack([sample.gt_occ.semantics for sample in data_samples]).to(device)
+        mask = None
+        if self.use_mask:
+            mask = torch.stack([sample.gt_occ.mask_camera for sample in data_samples]).to(device)
+            if self.mask_extension is not None:
+                free = self.num_classes - 1
+                mask = extend_mask(mask, semantics, free, self.point_cloud_range, **self.mask_extension)
+        return self.loss_occ.targets(semantics, mask, grid, sample_seed)
+
+    def _fine_shape(self, volume):
+        """(X, Y, Z) of the grid that is asked for a volume (..., Z, Y, X)."""
+        return tuple(side * ratio for side, ratio in zip(volume.shape[:-4:-1], self.query_ratio))
+
+    def _query_loss(self, volume, data_samples, sample_seed):
+        """Loss at fine voxels drawn from the labels."""
+        shape, free = self._fine_shape(volume), self.num_classes - 1
+        semantics = torch.stack([sample.gt_occ.semantics for sample in data_samples]).to(volume.device)
+        if semantics.shape[1:] != shape:
+            raise DataError(
+                f'labels have the grid {tuple(semantics.shape[1:])}, FusionOCC.query_ratio asks for {shape}: see '
+                "LoadFineOccGT with form='voxels'"
+            )
+        mask = None
+        if self.use_mask:
+            mask = torch.stack([sample.gt_occ.mask_camera for sample in data_samples]).to(volume.device)
+        targets = draw_fine_targets(
+            semantics, mask, self.query_budget, self.num_classes, free, self.loss_occ.ignore_index, sample_seed
+        )
+        volume = volume.float()  # coordinates of so many voxels need float32, and features must agree
+        return self.loss_occ.forward_queries(
+            lambda index: self.classify(fine_features(volume, index, shape)),
+            (targets.index,),
+            targets,
+            masked=self.use_mask,
+        )
 
     def camera_losses(self, auxiliary, segs):
         """Losses on the camera branch's depth and semantics, where there are labels."""
@@ -407,10 +474,36 @@ class FusionOCC(Base3DDetector):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
         volume, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
         for features, sample in zip(volume, batch_data_samples):
-            # plane by plane of z: the hidden layer of all voxels would be many times the volume
-            planes = [self.classify(plane.permute(2, 1, 0)).argmax(dim=-1) for plane in features.unbind(1)]
-            sample.pred_occ = BaseDataElement(semantics=torch.stack(planes, dim=-1).to(torch.uint8))
+            if self.query_ratio is None or self.query_skip_free:
+                # plane by plane of z: the hidden layer of all voxels would be many times the volume
+                planes = [self.classify(plane.permute(2, 1, 0)).argmax(dim=-1) for plane in features.unbind(1)]
+                semantics = torch.stack(planes, dim=-1).to(torch.uint8)
+            if self.query_ratio is not None:
+                cells = None
+                if self.query_skip_free:
+                    occupied = (semantics != self.num_classes - 1).float()
+                    cells = F.max_pool3d(occupied[None, None], 3, stride=1, padding=1)[0, 0].nonzero()
+                semantics = self._predict_fine(features, cells)
+            sample.pred_occ = BaseDataElement(semantics=semantics)
         return batch_data_samples
+
+    def _predict_fine(self, features, cells=None):
+        """Classes (X', Y', Z') uint8 of the fine voxels of a volume (C, Z, Y, X).
+
+        ``cells`` (K, 3): those (x, y, z) that are looked at, the others are free; None: all.
+        """
+        shape, ratio = self._fine_shape(features), features.new_tensor(self.query_ratio, dtype=torch.long)
+        if cells is None:
+            cells = torch.ones(features.shape[:0:-1], dtype=torch.bool, device=features.device).nonzero()
+        inside = torch.cartesian_prod(*(torch.arange(side, device=features.device) for side in self.query_ratio))
+        semantics = torch.full(shape, self.num_classes - 1, dtype=torch.uint8, device=features.device)
+        volume = features[None].float()
+        for part in cells.split(max(1, self.loss_occ.chunk_size // len(inside))):
+            x, y, z = (part[:, None] * ratio + inside.view(-1, 3)).flatten(0, 1).unbind(1)
+            index = (x * shape[1] + y) * shape[2] + z
+            logits = self.classify(fine_features(volume, index, shape))
+            semantics.view(-1)[index] = logits.argmax(dim=1).to(torch.uint8)
+        return semantics
 
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         """Logits (B, X, Y, Z, num_classes)."""

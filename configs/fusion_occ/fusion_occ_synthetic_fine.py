@@ -1,0 +1,33 @@
+# Answers on 800 x 800 x 64 voxels of 0.1 m: the encoded volume is asked at the centres of fine voxels. Needs the city's
+# fine labels: tools/create_data.py synthetic_city --root-path data/synthetic_city_fine --label-refine 4
+_base_ = './fusion_occ_synthetic.py'
+
+data_root = 'data/synthetic_city_fine'
+
+model = dict(
+    query_ratio=4,
+    query_budget=200000,
+    query_skip_free=True,
+    loss_occ=dict(type='ChunkedOccupancyLoss', chunk_size=1 << 17, free_keep=1.0, near_free_keep=1.0),
+)
+
+load_labels = dict(type='LoadFineOccGT', file_name='labels_4x.npz', form='voxels')
+train_pipeline = [
+    _base_.read_images_train,
+    load_labels,
+    *_base_.read_labelled_points,
+    _base_.flip_train,
+    _base_.depth_train,
+    _base_.pack,
+]
+test_pipeline = [
+    _base_.read_images_test,
+    load_labels,
+    *_base_.read_points,
+    _base_.flip_test,
+    _base_.depth_test,
+    _base_.pack,
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
