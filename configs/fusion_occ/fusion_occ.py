@@ -15,5 +15,5 @@ use_mask = True
 # statistics over all GPUs from the first epoch on
 custom_hooks = [dict(type='SyncbnControlHook', syncbn_start_epoch=0)]
 
-# BEVDet weights, or those of a FusionOcc trained before: what fits is loaded, the rest is named in the log.
+# BEVDet weights, or those of a FusionOcc trained before: what fits is loaded, the report says what does not.
 load_from = None

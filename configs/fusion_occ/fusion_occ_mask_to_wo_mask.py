@@ -3,4 +3,4 @@
 _base_ = './fusion_occ_base_wo_mask.py'
 max_epochs = 4
 lr = 2e-5
-load_from = 'work_dirs/fusion_occ_base_mask/epoch_24.pth'
+load_from = dict(_delete_=True, path='work_dirs/fusion_occ_base_mask/epoch_24.pth', min_loaded=1.0)

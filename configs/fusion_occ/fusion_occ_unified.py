@@ -36,4 +36,9 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(base_batch_size=16)  # two GPUs, one sample each, eight steps
 custom_hooks = []
-load_from = 'ckpts/bevdet-occ-stbase-4d-stereo-512x1408-24e.pth'
+load_from = dict(
+    _delete_=True,
+    path='ckpts/bevdet-occ-stbase-4d-stereo-512x1408-24e.pth',
+    take=['img_backbone', 'pre_process_net'],
+    min_loaded=1.0,
+)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS
 from occforge.engine.config import load_config
+from occforge.engine.partial_load import load_partially, parse_load_from
 from occforge.errors import ConfigError, DataError
 from occforge.models.losses import extend_mask
 from test_fusion_occ import GRID, tiny_batch, tiny_model
@@ -16,6 +17,18 @@ from test_fusion_occ import GRID, tiny_batch, tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / 'configs/fusion_occ'
 PUBLISHED = FOLDER / 'fusion_occ.py'
+
+MODULES = (
+    'img_backbone',
+    'img_neck',
+    'img_view_transformer',
+    'pre_process_net',
+    'img_bev_encoder_backbone',
+    'img_bev_encoder_neck',
+    'lidar_encoder',
+    'final_conv',
+    'predicter',
+)
 
 # leaf -> the fields that it changes against fusion_occ.py
 UNIFIED = {
@@ -34,8 +47,13 @@ LEAVES = {
         'model.use_mask': False,
         'param_scheduler.1.T_max': 4,
         'optim_wrapper.optimizer.lr': 2e-5,
-        'load_from': 'work_dirs/fusion_occ_base_mask/epoch_24.pth',
+        'load_from.path': 'work_dirs/fusion_occ_base_mask/epoch_24.pth',
+        'load_from.min_loaded': 1.0,
     },
+    '_bevdet_mask': {'model.use_mask': True, 'load_from.take': ['img_backbone']},
+    '_bevdet_wo_mask': {'model.use_mask': False, 'load_from.take': ['img_backbone']},
+    '_bevdet_occ_mask': {'model.use_mask': True, 'load_from.take': ['img_backbone', 'pre_process_net']},
+    '_bevdet_occ_wo_mask': {'model.use_mask': False, 'load_from.take': ['img_backbone', 'pre_process_net']},
     '_ori_setting': {},
     '_unified': UNIFIED,
     '_unified_wo_train_cam_mask': UNIFIED | {'model.use_mask': False},
@@ -93,6 +111,57 @@ def test_the_students_have_the_published_parameters(name):
         if key.startswith('lidar_encoder') and len(shape) == 5:  # published as (kx, ky, kz, in, out)
             expected[key] = [shape[4], *shape[:4]]
     assert found == expected
+
+
+@pytest.fixture(scope='module')
+def full_size(published):
+    """The model and, from the published list of tensors, what loads a made-up checkpoint of any of its layouts."""
+    folder = Path(os.environ.get('OCCFORGE_SPECS', ROOT.parent / 'shared' / 'specs'))
+    if not (folder / 'FusionOcc_params.json').is_file():
+        pytest.skip('FusionOcc_params.json not found: set OCCFORGE_SPECS to the folder that holds it')
+    shapes = json.loads((folder / 'FusionOcc_params.json').read_text())
+    model = MODELS.build(published.model)
+
+    def load(layout, load_from):
+        # one number, seen as a tensor of the right shape: hundreds of megabytes less
+        state = {name: torch.zeros(()).expand(shape) for name, shape in shapes[layout].items()}
+        spec = parse_load_from(load_from)
+        return load_partially(model, spec, read=lambda path: dict(state_dict=state), fingerprints=False)
+
+    return model, load
+
+
+@pytest.mark.parametrize('layout', ['fusion_occ', 'fusion_occ@spconv2_layout'])
+def test_both_official_layouts_load_whole(full_size, layout):
+    _, load = full_size
+    report = load(layout, dict(path='fusion_occ.pth', min_loaded=1.0))
+    assert not (report.mismatched or report.missing or report.unexpected)
+    assert len(report.filled) == 735 and report.share == 1.0
+    # sparse kernels of the other layout are turned, seen by their shape
+    assert len(report.adapted) == (13 if layout == 'fusion_occ' else 0)
+    assert report.loaded_parameters == 109_090_524
+
+
+def test_what_bevdet_gives(full_size):
+    """The users' table, measured: backbone whole, of the rest the frame encoder of the occupancy model alone."""
+    _, load = full_size
+
+    def filled(layout, load_from):
+        names = load(layout, load_from).filled
+        return {module: sum(name.split('.')[0] == module for name in names) for module in MODULES}
+
+    detection, occupancy = 'bevdet-stbase-4d-stereo-512x1408-cbgs', 'bevdet-occ-stbase-4d-stereo-512x1408-24e'
+    for name, layout, others in (('', detection, {}), ('_occ', occupancy, {'pre_process_net': 18})):
+        expected = dict.fromkeys(MODULES, 0) | {'img_backbone': 353} | others
+        for mask in ('mask', 'wo_mask'):
+            cfg = load_config(FOLDER / f'fusion_occ_bevdet{name}_{mask}.py')
+            assert filled(layout, cfg.load_from) == expected
+        report = load(layout, 'bevdet.pth')
+        weights = [name for name in report.filled if not name.endswith('num_batches_tracked')]
+        left = {name for name in weights if name.split('.')[0] not in {'img_backbone', *others}}
+        # where all of it is taken, one bias of 18 numbers happens to fit as well
+        assert left == ({'predicter.2.bias'} if layout == occupancy else set())
+        assert {name for name, *_ in report.mismatched} >= {'img_neck.conv.0.weight', 'img_neck.conv.3.weight'}
 
 
 def test_the_folder_of_class_images_is_one_field():
