@@ -12,7 +12,7 @@ from pathlib import Path
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 # Fields of older configs that have no dot and are understood as overrides.
-PLAIN_OVERRIDES = ('max_epochs', 'seed')
+PLAIN_OVERRIDES = ('max_epochs', 'seed', 'freeze_encoder')
 
 
 def use_this_checkout() -> None:

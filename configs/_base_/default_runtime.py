@@ -14,6 +14,10 @@ default_hooks = dict(
     sample_seed=dict(type='SampleSeedHook'),
     # metrics write results.json into the work dir
     output_folder=dict(type='OutputFolderHook'),
+    # a loss or gradient that is not finite is traced to its module and samples before it reaches the weights
+    finite_loss=dict(type='FiniteLossHook', action='stop'),
+    # warns where memory grows
+    memory_slope=dict(type='MemorySlopeHook'),
     # metrics.csv in the work dir
     metrics_csv=dict(type='MetricsCsvHook', interval=50),
 )

@@ -202,7 +202,12 @@ def test_the_console_shows_the_training_and_the_log_file_the_config_too(straight
 def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path):
     assert run(tmp_path, ['default_hooks.checkpoint.max_keep_ckpts=1', '+default_hooks.checkpoint.save_best=error',
                           '+default_hooks.checkpoint.rule=less']) == 0, output(tmp_path)  # fmt: skip
-    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['best_error_epoch_3.pth', 'epoch_3.pth']
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == [
+        'best_error_epoch_3.pth',
+        'epoch_3.pth',
+        'latest.pth',
+    ]
+    assert (tmp_path / 'latest.pth').resolve() == (tmp_path / 'epoch_3.pth').resolve()
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_3.pth')
 
 

@@ -1,15 +1,71 @@
 """Mixed precision on whatever device there is."""
 
 import contextlib
+import functools
+from collections.abc import Callable
 
 import torch
 from mmengine.device import get_device
+from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.utils import apply_to
 
 from ..errors import ConfigError
+from .names import aliases_of, matches_any, resolve
 
 _DTYPES = dict(float16=torch.float16, bfloat16=torch.bfloat16, fp16=torch.float16, bf16=torch.bfloat16)
+
+
+def float32_island(function: Callable) -> Callable:
+    """A function or method that computes in float32 under autocast: its floating tensors are cast, autocast is off.
+
+    For rendering, geometry, logarithms and sums of many terms, which half precision ruins. Without autocast nothing
+    is changed.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        device_type = _autocast_device()
+        if device_type is None:
+            return function(*args, **kwargs)
+        with torch.autocast(device_type, enabled=False):
+            return function(*_as_float32(args), **_as_float32(kwargs))
+
+    return wrapped
+
+
+def make_float32_island(module: torch.nn.Module) -> None:
+    """Let ``module`` compute in float32 whenever it is called under autocast, as :func:`float32_island` does."""
+    entered: list = []
+
+    def enter(_module, args, kwargs):
+        device_type = _autocast_device()
+        entered.append(None if device_type is None else torch.autocast(device_type, enabled=False))
+        if device_type is None:
+            return None
+        entered[-1].__enter__()
+        return _as_float32(args), _as_float32(kwargs)
+
+    def leave(_module, _args, _output):
+        context = entered.pop()
+        if context is not None:
+            context.__exit__(None, None, None)
+
+    module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+    module.register_forward_hook(leave, always_call=True)
+
+
+def _autocast_device() -> str | None:
+    """Device type for which autocast is on, or None."""
+    return next((kind for kind in ('cuda', 'cpu') if torch.is_autocast_enabled(kind)), None)
+
+
+def _as_float32(values):
+    def narrow(value):
+        return isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+
+    return apply_to(values, narrow, lambda value: value.float())
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -19,11 +75,16 @@ class OccAmpOptimWrapper(OptimWrapper):
     Args:
         dtype: 'float16' or 'bfloat16'; None: float16 on a GPU, bfloat16 on the CPU.
         loss_scale: 'dynamic', a number, or arguments of ``torch.amp.GradScaler``; used with float16 on a GPU only.
+        float32_modules: names of modules (``occforge.engine.names``) that compute in float32 all the same.
         **kwargs: of ``OptimWrapper``.
+
+    Raises:
+        ConfigError: an unknown dtype, or a name in ``float32_modules`` that names no module.
     """
 
-    def __init__(self, dtype: str | None = None, loss_scale='dynamic', **kwargs):
+    def __init__(self, dtype: str | None = None, loss_scale='dynamic', float32_modules=(), **kwargs):
         super().__init__(**kwargs)
+        self.float32_modules = list(float32_modules)
         self.device_type = torch.device(get_device()).type
         if dtype is None:
             dtype = 'float16' if self.device_type == 'cuda' else 'bfloat16'
@@ -39,8 +100,20 @@ class OccAmpOptimWrapper(OptimWrapper):
 
     @contextlib.contextmanager
     def optim_context(self, model: torch.nn.Module):
+        if self.float32_modules:
+            self._make_islands(model.module if is_model_wrapper(model) else model)
         with super().optim_context(model), torch.autocast(self.device_type, dtype=self.dtype):
             yield
+
+    def _make_islands(self, model: torch.nn.Module) -> None:
+        modules = {name: module for name, module in model.named_modules() if name}
+        where = 'optim_wrapper.float32_modules'
+        patterns = resolve(self.float32_modules, modules, where, aliases_of(model))
+        for name, module in modules.items():
+            inside = name.rpartition('.')[0]
+            if matches_any(patterns, name) and not (inside and matches_any(patterns, inside)):
+                make_float32_island(module)
+        self.float32_modules = []  # made once
 
     def backward(self, loss: torch.Tensor, **kwargs) -> None:
         self.loss_scaler.scale(loss).backward(**kwargs)

@@ -10,9 +10,11 @@ mmengine's configs, with three traps closed:
 
 import ast
 import difflib
+import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict, DictAction
 
 from ..errors import ConfigError
+from .mit_config import is_mit_config, read_merged, translate
 
 _ABSENT = object()
 _YAML_NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+')
@@ -30,7 +33,7 @@ _OPTIONAL_FIELDS = {
     'work_dir', 'load_from', 'resume', 'resume_from', 'launcher', 'auto_scale_lr', 'randomness', 'experiment_name',
     'find_unused_parameters', 'sync_bn', 'model_wrapper_cfg', 'compile', 'activation_checkpointing',
     'efficient_conv_bn_eval', 'custom_hooks', 'visualizer', 'log_level', 'log_processor', 'env_cfg', 'default_hooks',
-    'data_preprocessor', 'param_scheduler',
+    'data_preprocessor', 'param_scheduler', 'freeze', 'freeze_encoder',
 }  # fmt: skip
 _OPTIONAL_NESTED = {
     'randomness.seed', 'randomness.deterministic', 'randomness.diff_rank_seed',
@@ -89,7 +92,7 @@ def load_config(
     ``model = dict(use_mask=False)``, and ``--cfg-options`` with either spelling all do the same.
 
     Args:
-        path: the config file.
+        path: the config file; YAML may be in the schema of MIT's BEVFusion (``occforge.engine.mit_config``).
         overrides: ``'a.b=c'`` strings (list elements by index: ``a.0.b=c``; lists as ``a=[1,2]``), or a dict from
             dotted key to value. The key must exist; ``'+a.b=c'`` adds one. ``optimizer.*``, ``data.workers_per_gpu``,
             ``data.samples_per_gpu``, ``max_epochs`` and ``seed`` mean their counterparts in mmengine's layout.
@@ -104,6 +107,8 @@ def load_config(
     note = note or _note_on_stderr
     if not path.is_file():
         raise ConfigError(f'{path}: no such config file')
+    if is_mit_config(path):
+        return _load_mit(path, overrides, note, import_custom_modules)
     cfg = _read(path, import_custom_modules)
     chain = _chain(path)
     if any(file.suffix in ('.yaml', '.yml') for file in chain):
@@ -120,6 +125,39 @@ def load_config(
         _settle(links, cfg, lambda side: _covers(changes, side), 'the command line')
         _apply_links(cfg, links)
     _mend_dataloaders(cfg)
+    return cfg
+
+
+def _load_mit(path: Path, overrides, note, import_custom_modules: bool) -> Config:
+    """A config in MIT's schema, by way of the mmengine config that says the same."""
+    raw, bases = read_merged(path)
+    changes = _parse_overrides(overrides)
+    for key in list(changes):  # before references are resolved, where the file has the field
+        first = key.split('.')[0]
+        if _get(raw, key) is not _ABSENT or (first in ('lr_config', 'momentum_config') and first in raw):
+            *parents, last = key.split('.')
+            node = _get(raw, '.'.join(parents)) if parents else raw
+            if not isinstance(node, (dict, list)):
+                raise ConfigError(f'override {key}: {".".join(parents)} is {node!r}, neither a dict nor a list')
+            node[int(last) if isinstance(node, list) else last] = changes.pop(key)
+    known = {name for base in bases for name in _read(base, import_custom_modules=False)._cfg_dict}
+    fields, lost = translate(raw, path, known)
+    if lost:
+        note(f'{path}: these fields have no counterpart here and are not used: {", ".join(dict.fromkeys(lost))}')
+    schedules = fields.pop('param_scheduler', None)
+    with tempfile.TemporaryDirectory() as folder:
+        translated = Path(folder) / f'{path.stem}.json'
+        translated.write_text(json.dumps(dict(fields, _base_=[str(base) for base in bases])), encoding='utf-8')
+        try:
+            cfg = load_config(translated, changes, note, import_custom_modules)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(translated), str(path))) from error
+    if schedules is not None:  # other ones than the base's, so what is linked to the base's has nothing to follow
+        cfg.param_scheduler = [ConfigDict(schedule) for schedule in schedules]
+        for _, entry in _entries(cfg):
+            targets = [entry['to']] if isinstance(entry['to'], str) else list(entry['to'])
+            entry['to'] = [target for target in targets if not target.startswith('param_scheduler.')]
+    object.__setattr__(cfg, '_filename', str(path))
     return cfg
 
 

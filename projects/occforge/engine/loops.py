@@ -120,6 +120,7 @@ class OccEpochTrainLoop(_Step, EpochBasedTrainLoop):
         runner.begin_epoch_rng()
         runner.call_hook('before_train_epoch')
         runner.model.train()
+        runner.trainability.hold()
         batches = batches_after(self.dataloader, self._batches_done, runner.enter_epoch_rng)
         for idx, data_batch in enumerate(batches, self._batches_done):
             self.run_iter(idx, data_batch)
@@ -174,6 +175,7 @@ class OccIterTrainLoop(_Step, IterBasedTrainLoop):
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
             runner.model.train()
+            runner.trainability.hold()
             self.run_iter(self._iter, next(batches))
             self._decide_current_val_interval()
             due = self._iter % self.val_interval == 0 or self._iter == self._max_iters

@@ -21,6 +21,22 @@ def host_memory() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
+def resident_memory() -> float:
+    """Memory of this process alone (RSS); where the kernel does not tell, its peak."""
+    try:
+        pages = int(Path('/proc/self/statm').read_text().split()[1])
+        return pages * os.sysconf('SC_PAGE_SIZE') / MIB
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+
+
+def gpu_allocated() -> float:
+    """Memory of tensors on the current GPU now; 0 without one."""
+    return torch.cuda.memory_allocated() / MIB if torch.cuda.is_available() else 0.0
+
+
 def bound_onednn_caches(entries: int = 256) -> None:
     """Let oneDNN, which runs bfloat16 layers on the CPU, keep fewer compiled kernels; call it before the first of them.
 

@@ -107,11 +107,12 @@ def resolve(
 def hint(pattern: str, names: Iterable[str]) -> str:
     """What the user may have meant by a pattern that names nothing."""
     names = list(names)
+    modules = sorted({'.'.join(name.split('.')[:depth]) for name in names for depth in range(1, name.count('.') + 2)})
+    near = difflib.get_close_matches(pattern, modules, n=1, cutoff=0.8)
     inside = next((name for name in names if pattern in name), None)
-    if inside is not None:
+    if inside is not None and not near:
         return f"A name starts at the model's root; '*{pattern}*' would match anywhere, e.g. in {inside}"
-    modules = {'.'.join(name.split('.')[:depth]) for name in names for depth in range(1, name.count('.') + 2)}
-    near = difflib.get_close_matches(pattern, sorted(modules), n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(pattern, modules, n=1, cutoff=0.5)
     tops = ', '.join(dict.fromkeys(name.split('.')[0] for name in names))
     return f'Did you mean {near[0]}? It has: {tops}' if near else f'It has: {tops}'
 

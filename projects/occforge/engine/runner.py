@@ -12,6 +12,7 @@
 import contextlib
 import copy
 import difflib
+import gc
 import logging
 import os
 import platform
@@ -24,6 +25,7 @@ from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend, join_path
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODEL_WRAPPERS, OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner, save_checkpoint, weights_to_cpu
 from mmengine.utils import apply_to
@@ -38,9 +40,11 @@ from . import checkpoint as checkpoints
 from .dist import init_distributed, is_distributed, rank_and_world
 from .load_report import LoadReport, log_report
 from .memory import bound_onednn_caches
+from .param_groups import fit_optimizer_state, names_of_groups
 from .partial_load import has_path, load_partially, parse_load_from
 from .rng import rng_state, set_rng_state
 from .sync_batch_norm import convert_sync_batchnorm, count_batch_norms
+from .trainable import Trainability
 
 
 @RUNNERS.register_module()
@@ -53,6 +57,8 @@ class OccRunner(Runner):
       ``load_from`` or a fresh start) or a path;
     * ``resume_from``: a path. Resumes; takes the weights alone, with one warning, where the checkpoint is of another
       model type, does not fit this model or has already reached this config's last epoch;
+    * ``freeze``: names of modules that do not train (``occforge.engine.names``): no gradients, and their batch
+      normalisations keep their statistics;
     * ``sync_bn = True``: batch normalisation over all processes, by our own layer;
     * ``find_unused_parameters``, ``model_wrapper_cfg``: as in mmengine.
     """
@@ -70,6 +76,7 @@ class OccRunner(Runner):
         self._frozen_rng: dict | None = None
         self._saved_before = False
         self._testing = False
+        self.trainability: Trainability | None = None
 
     def _log_env(self, env_cfg: dict) -> None:
         files = [handler for handler in self.logger.handlers if isinstance(handler, logging.FileHandler)]
@@ -103,6 +110,11 @@ class OccRunner(Runner):
             return super().wrap_model(model_wrapper_cfg, model)
         device = get_device()
         model = model.to(device)
+        if self.trainability is None:  # before anything is told which gradients there will be
+            self.trainability = Trainability(model)
+            frozen = frozen_modules(self.cfg)
+            if frozen:
+                self.trainability.freeze(frozen)
         several = rank_and_world()[1] > 1
         if not several:
             model = revert_sync_batchnorm(model)
@@ -138,8 +150,10 @@ class OccRunner(Runner):
         return loop
 
     def build_optim_wrapper(self, optim_wrapper):
-        if isinstance(optim_wrapper, dict) and optim_wrapper.get('type') == 'AmpOptimWrapper':
-            optim_wrapper = {**optim_wrapper, 'type': 'OccAmpOptimWrapper'}
+        if isinstance(optim_wrapper, dict):
+            optim_wrapper = {'constructor': 'OccOptimWrapperConstructor', **optim_wrapper}
+            if optim_wrapper.get('type') == 'AmpOptimWrapper':
+                optim_wrapper['type'] = 'OccAmpOptimWrapper'
         optimizer = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
         kind = optimizer.get('type') if isinstance(optimizer, dict) else None
         if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
@@ -154,7 +168,25 @@ class OccRunner(Runner):
             leftovers = remove_leftovers(self.work_dir)
             if leftovers:
                 self.logger.info(f'{len(leftovers)} unfinished files of a killed run removed from {self.work_dir}')
+        frozen = frozen_modules(self.cfg)
+        if frozen:
+            self.logger.info(f'frozen: {", ".join(frozen)}')
+            for line in self.trainability.table():
+                self.logger.info(f'  {line}')
         return super().train()
+
+    def set_trainable(self, names: list[str] | None) -> None:
+        """Train only what ``names`` name (None: all), apart from what ``freeze`` of the config holds for good.
+
+        With several processes the model is wrapped anew, because DistributedDataParallel settles when it is made which
+        gradients it waits for. Every process must call it.
+        """
+        changed = self.trainability.train_only(names)
+        if changed and is_model_wrapper(self.model):
+            bare = self.model.module
+            self.model = None  # the old wrapper's hooks on the gradients go with it
+            gc.collect()
+            self.model = self.wrap_model(self.cfg.get('model_wrapper_cfg'), bare)
 
     def _log_setting(self, dataloader, phase: str) -> None:
         """One line: device, processes, batch."""
@@ -263,6 +295,8 @@ class OccRunner(Runner):
         )
         if save_optimizer:
             content['optimizer'] = _on_cpu(self.optim_wrapper.state_dict())
+            if isinstance(self.optim_wrapper, OptimWrapper):
+                state['optimizer_names'] = names_of_groups(self.optim_wrapper.optimizer, model)
         if save_param_scheduler and self.param_schedulers is not None:
             content['param_schedulers'] = (
                 {name: [one.state_dict() for one in many] for name, many in self.param_schedulers.items()}
@@ -443,8 +477,15 @@ class OccRunner(Runner):
         self._resume_position(filename, content)
         if resume_optimizer and 'optimizer' in content:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            optimizer = content['optimizer']
+            saved = content.get('occforge', {}).get('optimizer_names')
+            if saved is not None and isinstance(self.optim_wrapper, OptimWrapper):
+                names = names_of_groups(self.optim_wrapper.optimizer, self._bare_model())
+                optimizer, remark = fit_optimizer_state(optimizer, saved, self.optim_wrapper.optimizer, names)
+                if remark:
+                    self.logger.warning(f'{filename}: {remark}')
             try:
-                self.optim_wrapper.load_state_dict(content['optimizer'])
+                self.optim_wrapper.load_state_dict(optimizer)
             except (ValueError, KeyError) as error:
                 raise ConfigError(
                     f'{filename}: the optimizer state does not fit this config ({error}); use --load-from to take the '
@@ -486,6 +527,14 @@ class OccRunner(Runner):
                 )
             for scheduler, state in zip(schedulers, states[name]):
                 scheduler.load_state_dict(state)
+
+
+def frozen_modules(cfg) -> list[str]:
+    """``freeze`` of a config as a list; ``freeze_encoder = True`` stands for both of MIT's encoders."""
+    given = cfg.get('freeze') or []
+    if not isinstance(given, (str, list, tuple)):
+        raise ConfigError(f'freeze: a list of names is expected, found {given!r}')
+    return ([given] if isinstance(given, str) else list(given)) + ['encoders'] * bool(cfg.get('freeze_encoder'))
 
 
 def _has_torch_sync_bn(model: nn.Module) -> bool:

@@ -1,5 +1,7 @@
 """Saving checkpoints so that a loadable one exists at every moment."""
 
+import contextlib
+import os
 import os.path as osp
 from collections import deque
 
@@ -39,8 +41,8 @@ class OccCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` (same arguments but ``file_client_args``) in an order that survives a kill at any
     moment.
 
-    The new file is written, then ``last_checkpoint`` is pointed at it (atomically), and only then old ones are
-    removed; mmengine removes first.
+    The new file is written, then ``last_checkpoint`` and ``latest.pth`` are pointed at it (atomically), and only then
+    old ones are removed; mmengine removes first.
     """
 
     def before_train(self, runner) -> None:
@@ -96,7 +98,18 @@ class OccCheckpointHook(CheckpointHook):
         if is_main_process():
             with atomic_write(osp.join(runner.work_dir, 'last_checkpoint'), 'w', encoding='utf-8') as file:
                 file.write(self.last_ckpt)
+            self._point_latest()
             self.file_backend.flush()
+
+    def _point_latest(self) -> None:
+        """``latest.pth``, as older trainers have it: a link to the newest checkpoint, never to none."""
+        if not osp.isfile(self.last_ckpt):  # not on this machine's disk
+            return
+        folder, name = osp.split(self.last_ckpt)
+        temporary = osp.join(folder, f'.latest.pth.{os.getpid()}.tmp')
+        with contextlib.suppress(OSError):  # some file systems have no links; last_checkpoint says the same
+            os.symlink(name, temporary)
+            os.replace(temporary, osp.join(folder, 'latest.pth'))
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         super()._save_best_checkpoint(runner, metrics)

@@ -1,0 +1,11 @@
+# The small FusionOcc on a vehicle of one's own: four cameras and a LiDAR of 80 beams, from scratch. The data:
+#   tools/create_data.py synthetic_city --rig four_cameras_80_beams --root-path data/synthetic_city_4cam
+# Nothing in the model has the number of cameras or beams in its shape, so a checkpoint of another vehicle fits as it is.
+_base_ = ['../fusion_occ/fusion_occ_synthetic.py']
+
+data_root = 'data/synthetic_city_4cam'
+camera_names = ['CAM_FRONT', 'CAM_LEFT', 'CAM_RIGHT', 'CAM_BACK']
+
+train_dataloader = dict(dataset=dict(data_root=data_root, camera_names=camera_names))
+val_dataloader = dict(dataset=dict(data_root=data_root, camera_names=camera_names))
+test_dataloader = dict(dataset=dict(data_root=data_root, camera_names=camera_names))

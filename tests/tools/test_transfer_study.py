@@ -1,0 +1,122 @@
+"""The table of what a transfer is worth; the commands that fill it on a made-up runner, its configs on the real model."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transfer_study
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
+from occforge.engine import Trainability, load_config
+from occforge.engine.param_groups import names_of_groups
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+
+
+def test_help_and_wrong_arguments():
+    done = subprocess.run([sys.executable, str(TOOLS / 'transfer_study.py'), '--help'], capture_output=True, text=True)
+    assert done.returncode == 0 and 'progressive unfreezing' in done.stdout
+    for wrong in (['--source', 'no.pth'], ['--seeds', '1', '1'], ['--configs', 'a']):
+        with pytest.raises(SystemExit) as end:
+            transfer_study.parse_args(wrong)
+        assert end.value.code == 2
+
+
+def test_mean_error_and_verdict():
+    # deviations -1, 0, 1: variance 1, standard error sqrt(1 / 3)
+    assert transfer_study.mean_and_error([9, 10, 11]) == (10, pytest.approx(math.sqrt(1 / 3)))
+    assert math.isnan(transfer_study.mean_and_error([9])[1])
+    rows = transfer_study.compare(
+        {'scratch': [9, 10, 11], 'good': [13, 14, 15], 'small': [12, 12.5, 13], 'wild': [8, 14, 20]}
+    )
+    assert rows['good']['gain'] == 4 and rows['good']['gain_error'] == pytest.approx(math.sqrt(2 / 3))
+    assert [row['better'] for row in rows.values()] == [False, True, False, False]
+    text = transfer_study.markdown(rows)
+    assert '| good | 14.0 ± 0.6 | 13.0, 14.0, 15.0 | +4.0 ± 0.8 | yes |' in text
+    assert not transfer_study.compare({'scratch': [1], 'one seed': [99]})['one seed']['better']  # no error, no verdict
+
+
+def test_the_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    called = []
+    scores = {'from_scratch': 20.0, 'full_fine-tuning': 26.0, 'frozen_encoders': 24.0, 'progressive_unfreezing': 25.0}
+
+    def call(self, arguments, entry):
+        called.append(arguments)
+        value = dict(zip(arguments[2::2], arguments[3::2]))
+        if 'train.py' in arguments[0]:
+            folder = Path(arguments[arguments.index('--work-dir') + 1])
+            folder.mkdir(parents=True)
+            (folder / 'epoch_1.pth').write_bytes(b'x')
+            (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+        elif 'test.py' in arguments[0]:
+            out = Path(arguments[arguments.index('--out') + 1])
+            out.parent.mkdir(parents=True)
+            name, _, seed = out.parts[-3].rpartition('_seed')
+            score = scores.get(name, 30.0) + int(seed or 0) / 10
+            out.write_text(json.dumps(dict(metrics={transfer_study.METRIC: score}, samples=1)))
+        else:
+            root = Path(value['--root-path'])
+            root.mkdir(parents=True)
+            for split in ('train', 'val'):
+                (root / f'nuscenes_infos_{split}.pkl').write_bytes(b'x')
+        return 0
+
+    monkeypatch.setattr(transfer_study.StageRunner, '_call', call)
+    assert transfer_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0
+    assert '| full fine-tuning | 26.0 ± 0.1 | 26.0, 26.1 | +6.0 ± 0.1 | yes |' in capsys.readouterr().out
+    trainings = [arguments for arguments in called if 'train.py' in arguments[0]]
+    assert len(trainings) == 1 + 2 * 4
+    starts = ['--load-from' in arguments for arguments in trainings]
+    assert starts == [False] + [False, True, True, True] * 2
+    assert all('randomness.seed=1' in arguments for arguments in trainings[5:])
+    written = json.loads(Path('work/transfer.json').read_text())
+    assert written['runs']['frozen encoders']['gain'] == pytest.approx(4) and written['seeds'] == [0, 1]
+    before = len(called)
+    assert transfer_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0 and len(called) == before
+
+
+@pytest.fixture(scope='module')
+def model():
+    cfg = load_config(transfer_study.CONFIGS['from scratch'])
+    init_default_scope('mmdet3d')
+    return MODELS.build(cfg.model)
+
+
+def test_the_names_of_the_guide_find_the_modules_of_fusion_occ(model):
+    cfg = load_config(transfer_study.CONFIGS['full fine-tuning'])
+    build = dict(type='OccOptimWrapperConstructor', optim_wrapper_cfg=dict(cfg.optim_wrapper))
+    build['paramwise_cfg'] = build['optim_wrapper_cfg'].pop('paramwise_cfg')
+    optimizer = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model).optimizer
+    rates = {}
+    for group, names in zip(optimizer.param_groups, names_of_groups(optimizer, model)):
+        for name in names:
+            rates.setdefault(name.split('.')[0], set()).add(round(group['lr'] / cfg.lr, 6))
+    assert rates['img_backbone'] == {0.1} and rates['lidar_encoder'] == {0.3}
+    assert rates['occ_encoder_backbone'] == rates['occ_encoder_neck'] == {0.5}
+    assert rates['final_conv'] == {1.0}
+    assert cfg.optim_wrapper.optimizer.lr == cfg.lr
+
+
+def test_frozen_encoders_of_fusion_occ(model):
+    cfg = load_config(transfer_study.CONFIGS['frozen encoders'])
+    trainability = Trainability(model)
+    trainability.freeze(cfg.freeze)
+    trained = {name.split('.')[0] for name, each in model.named_parameters() if each.requires_grad}
+    assert (
+        not trained & {'img_backbone', 'img_neck', 'img_view_transformer', 'lidar_encoder'} and 'final_conv' in trained
+    )
+    trainability.freeze([])
+
+
+def test_the_stages_name_modules_of_fusion_occ(model):
+    cfg = load_config(transfer_study.CONFIGS['progressive unfreezing'])
+    trainability = Trainability(model)
+    seen = []
+    for stage in cfg.custom_hooks[0].stages[:-1]:
+        seen += trainability.resolve(stage.train, 'stages')
+    assert 'final_conv' in seen and 'occ_encoder_backbone' in seen and 'img_backbone' not in seen
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0 and torch.is_grad_enabled()

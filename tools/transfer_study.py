@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""What starting from another vehicle's checkpoint is worth: the same number of steps from scratch, with full
+fine-tuning, frozen encoders and progressive unfreezing, several seeds, one table.
+
+    tools/transfer_study.py                                       makes both cities, trains the source, then all
+    tools/transfer_study.py --source CKPT                         starts from a checkpoint that there is
+    tools/transfer_study.py --seeds 0 --cfg-options max_epochs=2
+    tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
+
+The source is the small FusionOcc on the nuScenes rig (six cameras, 32 beams), the target a vehicle with four cameras
+and 80 beams. Finished trainings are used again. The table is printed as Markdown and written to
+<work-dir>/transfer.md and transfer.json.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from demo import TOOLS, config_overrides, has_fast_bfloat16, last_checkpoint, make_city, percent, relative
+from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
+
+FOLDER = TOOLS.parent / 'configs'
+SOURCE = FOLDER / 'fusion_occ/fusion_occ_synthetic.py'
+CONFIGS = {
+    'from scratch': FOLDER / 'custom/city_4cam_80beam.py',
+    'full fine-tuning': FOLDER / 'custom/city_4cam_80beam_finetune.py',
+    'frozen encoders': FOLDER / 'custom/city_4cam_80beam_freeze_encoder.py',
+    'progressive unfreezing': FOLDER / 'custom/city_4cam_80beam_progressive.py',
+}
+RIG = 'four_cameras_80_beams'
+METRIC = 'mIoU/no_mask'
+POINTS, ERRORS = 3.0, 2.0  # what counts as better: so many points, and more than so many standard errors
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('--source', metavar='CKPT', help='checkpoint to start from (default: it is trained)')
+    parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='the first is trained from scratch')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='of the trainings (default: 0 1 2)')
+    parser.add_argument('--data-root', default='data/synthetic_city', help="the source's city (default: %(default)s)")
+    parser.add_argument(
+        '--target-root', default='data/synthetic_city_4cam', help="the target's city (default: %(default)s)"
+    )
+    parser.add_argument('--work-dir', default='work_dirs/transfer', help='(default: %(default)s)')
+    parser.add_argument('--scenes', type=int, default=20, help='of either city (default: %(default)s)')
+    parser.add_argument('--keyframes', type=int, default=10, help='per scene (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
+    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
+    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
+    args = parser.parse_args(argv)
+    if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
+        parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
+    configs = CONFIGS
+    if args.configs:
+        configs = {}
+        for entry in args.configs:
+            name, equals, path = entry.partition('=')
+            if not (name and equals and path) or name in configs:
+                parser.error(f'--configs: {entry!r} is not NAME=FILE with a new NAME')
+            configs[name] = Path(path)
+    for path in [*configs.values(), *([Path(args.source)] if args.source else [])]:
+        if not path.is_file():
+            parser.error(f'{path}: no such file')
+    args.configs = configs
+    return args
+
+
+def make_target_city(stages: StageRunner, args) -> None:
+    """The stage of the target's city: another vehicle in other streets."""
+    command = [relative(TOOLS / 'create_data.py'), 'synthetic_city', '--root-path', args.target_root, '--rig', RIG]
+    command += ['--scenes', args.scenes, '--keyframes', args.keyframes, '--seed', 1, '--workers', args.workers]
+    infos = [Path(args.target_root, f'nuscenes_infos_{split}.pkl') for split in ('train', 'val')]
+    stages.run('target city', command, infos)
+
+
+def train(stages, name, config, work_dir, city, options, amp, source=None, after=()) -> Path:
+    """Stages of one model. Returns its results file."""
+    training, testing = Path(work_dir, 'training'), Path(work_dir, 'test')
+    command = [relative(TOOLS / 'train.py'), relative(config), '--work-dir', training, '--resume', 'auto']
+    command += ['--amp'] * amp + (['--load-from', source] if source else [])
+    command += [*(options or ['--cfg-options']), 'train_cfg.val_begin=1000000']
+    stages.run(f'{name}: training', command, [training / 'last_checkpoint'], [city, *after], [training])
+    results = testing / 'results.json'
+    command = [
+        relative(TOOLS / 'test.py'),
+        relative(config),
+        relative(last_checkpoint(training)),
+        '--work-dir',
+        testing,
+    ]
+    stages.run(
+        f'{name}: test', [*command, '--out', results, *options], [results], [city, f'{name}: training'], [testing]
+    )
+    return results
+
+
+def mean_and_error(values) -> tuple[float, float]:
+    """Mean and its standard error; nan for the error of a single value."""
+    values = list(values)
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def compare(runs: dict[str, list[float]]) -> dict[str, dict]:
+    """Each strategy's mean and standard error, and its gain over the first with the error of that difference."""
+    base = mean_and_error(next(iter(runs.values())))
+    rows = {}
+    for name, values in runs.items():
+        mean, error = mean_and_error(values)
+        gain = mean - base[0]
+        gain_error = math.hypot(error, base[1])
+        better = gain >= POINTS and gain > ERRORS * gain_error
+        rows[name] = dict(values=list(values), mean=mean, error=error, gain=gain, gain_error=gain_error, better=better)
+    return rows
+
+
+def markdown(rows: dict[str, dict]) -> str:
+    first = next(iter(rows))
+    lines = [
+        f'| start | mIoU without a mask | each seed | gain over {first} | at least {POINTS:g} points and {ERRORS:g} SE |',
+        '| --- | ---: | ---: | ---: | :---: |',
+    ]
+    for name, row in rows.items():
+        each = ', '.join(percent(value) for value in row['values'])
+        gain, verdict = f'{row["gain"]:+.1f} ± {percent(row["gain_error"])}', 'yes' if row['better'] else 'no'
+        if name == first:
+            gain = verdict = ''
+        lines.append(f'| {name} | {percent(row["mean"])} ± {percent(row["error"])} | {each} | {gain} | {verdict} |')
+    return '\n'.join(lines)
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    work_dir = Path(args.work_dir)
+    amp = has_fast_bfloat16() and not args.no_amp
+    runs: dict[str, list[float]] = {name: [] for name in args.configs}
+    args.seed = 0
+    try:
+        if args.fresh:
+            clear_work_dir(work_dir)
+        stages = StageRunner(work_dir)
+        source, after = args.source, []
+        if source is None:
+            make_city(stages, args)
+            options = config_overrides(args.data_root, 0, args.cfg_options)
+            train(stages, 'source', SOURCE, work_dir / 'source', 'city', options, amp)
+            source, after = last_checkpoint(work_dir / 'source' / 'training'), ['source: training']
+        make_target_city(stages, args)
+        roots = [f'{loader}.dataset.data_root={args.target_root}' for loader in
+                 ('train_dataloader', 'val_dataloader', 'test_dataloader')]  # fmt: skip
+        for seed in args.seeds:
+            for number, (name, config) in enumerate(args.configs.items()):
+                folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
+                options = ['--cfg-options', *roots, f'randomness.seed={seed}', *args.cfg_options]
+                begin = dict(source=relative(source), after=after) if number else {}
+                results = train(stages, f'{name}, seed {seed}', config, folder, 'target city', options, amp, **begin)
+                runs[name].append(read_results(results)['metrics'][METRIC])
+    except StageError as error:
+        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on from here', file=sys.stderr)
+        return 130
+    rows = compare(runs)
+    text = f'{len(args.seeds)} seeds, mean ± standard error, IoU in %.\n\n{markdown(rows)}\n'
+    print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
+    write_atomically(work_dir / 'transfer.md', text)
+    document = dict(runs=rows, metric=METRIC, seeds=args.seeds, source=str(source), seconds=stages.seconds,
+                    configs={name: str(path) for name, path in args.configs.items()})  # fmt: skip
+    write_atomically(work_dir / 'transfer.json', json.dumps(document, indent=1) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
