@@ -126,7 +126,7 @@ def compare(runs: dict[str, list[float]]) -> dict[str, dict]:
 def markdown(rows: dict[str, dict]) -> str:
     first = next(iter(rows))
     lines = [
-        f'| start | mIoU without a mask | each seed | gain over {first} | at least {POINTS:g} points and {ERRORS:g} SE |',
+        f'| start | mIoU without a mask | each seed | gain over {first} | {POINTS:g} points and {ERRORS:g} SE |',
         '| --- | ---: | ---: | ---: | :---: |',
     ]
     for name, row in rows.items():

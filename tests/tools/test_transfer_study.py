@@ -1,4 +1,4 @@
-"""The table of what a transfer is worth; the commands that fill it on a made-up runner, its configs on the real model."""
+"""The table of what a transfer is worth, the commands that fill it, and its configs on the real model."""
 
 import json
 import math
