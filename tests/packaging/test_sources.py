@@ -49,10 +49,13 @@ def is_true(node) -> bool:
 
 
 def test_checkpoints_and_arrays_load_as_data():
-    wrong = []
+    wrong, asked_for = [], []
     for where, name, keywords in calls(CODE):
         if name == 'torch.load' and not is_true(keywords.get('weights_only')):
-            wrong.append(f'{where}: torch.load without weights_only=True')
+            if where.startswith('projects/occforge/engine/checkpoint.py:') and 'weights_only' in keywords:
+                asked_for.append(where)  # --allow-unsafe-pickle
+            else:
+                wrong.append(f'{where}: torch.load without weights_only=True')
         if 'allow_pickle' in keywords and not (
             isinstance(keywords['allow_pickle'], ast.Constant) and keywords['allow_pickle'].value is False
         ):
@@ -67,7 +70,7 @@ def test_checkpoints_and_arrays_load_as_data():
             'mmengine.load',
         ):
             wrong.append(f'{where}: {name} (use occforge.datasets.info_files, or a safe loader)')
-    assert not wrong, '\n'.join(wrong)
+    assert not wrong and len(asked_for) == 1, '\n'.join(wrong + asked_for)
 
 
 def test_no_device_is_assumed():
