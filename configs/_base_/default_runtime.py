@@ -35,7 +35,6 @@ env_cfg = dict(
 # one seed for weights, shuffling and augmentation; deterministic=True also asks cuDNN for deterministic kernels
 randomness = dict(seed=0, deterministic=False)
 
-load_from = None
 resume = False
 # batch normalisation over all processes (SyncbnControlHook does the same from a given epoch on)
 sync_bn = False

@@ -96,6 +96,13 @@ class OccRunner(Runner):
         """The hooks' names in the order in which each event calls those that listen to it."""
         return ', '.join(type(hook).__name__ for hook in self.hooks)
 
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """As mmengine's, and None switches off any hook, not only one of mmengine's own six."""
+        own = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+        super().register_default_hooks(
+            {name: hook for name, hook in (hooks or {}).items() if hook is not None or name in own}
+        )
+
     def _init_model_weights(self) -> None:
         # Shadows mmengine's listing of how every single parameter was initialised: hundreds of lines in the log.
         model = self._bare_model()
