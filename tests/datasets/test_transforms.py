@@ -328,14 +328,41 @@ def test_labels_flip_in_either_order_and_with_the_points(world):
 
 
 @pytest.mark.parametrize('labels_first', [True, False])
-def test_only_flips_are_allowed_beside_labels(world, labels_first):
-    steps = [LoadOccGTFromFile(), BEVAug(dict(FLIPS, rot_lim=(-22.5, 22.5)), is_train=True)]
+def test_labels_turn_and_flip_with_the_points(world, labels_first):
+    config = dict(FLIPS, rot_lim=(-22.5, 22.5))
+    low, interval = np.array(occ3d.POINT_CLOUD_RANGE[:3]), 0.4
+    for seed in range(6):
+        cell = np.random.default_rng(seed).integers(0, occ3d.GRID_SIZE, (4000, 3))
+        points = ((cell + 0.5) * interval + low).astype(np.float32)
+        results = sample(world, seed=seed)
+        results.update(points=np.pad(points, ((0, 0), (0, 2))), points_frame='ego')
+        steps = [LoadOccGTFromFile(), BEVAug(config, is_train=True)]
+        for step in steps if labels_first else steps[::-1]:
+            results = step(results)
+        assert results['rotate_bda'] != 0
+        plain = occ3d.read_labels(results['occ_path'])
+        place = (results['points'][:, :3] - low) / interval
+        moved = np.floor(place).astype(int)
+        inside = ((moved >= 0) & (moved < occ3d.GRID_SIZE)).all(axis=1)
+        for name in ('semantics', 'mask_lidar', 'mask_camera'):
+            found = results['voxel_semantics' if name == 'semantics' else name][tuple(moved[inside].T)]
+            expected = getattr(plain, name)[tuple(cell[inside].T)]
+            # the centre of a turned cell lies in the cell that took its label, but for those near a cell's side
+            central = (np.abs(place[inside][:, :2] % 1 - 0.5) < 0.2).all(axis=1)
+            assert central.any() and np.array_equal(found[central], expected[central])
+        corner = results['voxel_semantics'][0, 0]
+        assert (corner == 255).all() and not results['mask_camera'][0, 0].any()  # came from outside
+
+
+@pytest.mark.parametrize('labels_first', [True, False])
+def test_labels_cannot_be_scaled(world, labels_first):
+    steps = [LoadOccGTFromFile(), BEVAug(dict(FLIPS, scale_lim=(0.95, 1.05)), is_train=True)]
     results = sample(world)
-    with pytest.raises(ConfigError, match='flip'):
+    with pytest.raises(ConfigError, match='scale_lim'):
         for step in steps if labels_first else steps[::-1]:
             results = step(results)
     results = sample(world)
-    for step in (LoadOccGTFromFile(), BEVAug(dict(FLIPS, rot_lim=(-22.5, 22.5)))):  # at test: the identity
+    for step in (LoadOccGTFromFile(), BEVAug(dict(FLIPS, scale_lim=(0.95, 1.05)))):  # at test: the identity
         results = step(results)
     assert np.array_equal(results['bda'], np.eye(3))
 

@@ -2,5 +2,6 @@
 
 from . import transforms
 from .nuscenes_occupancy import NuScenesOccDataset
+from .samplers import SequenceBatchSampler, SequenceTestBatchSampler
 
-__all__ = ['NuScenesOccDataset', 'transforms']
+__all__ = ['NuScenesOccDataset', 'SequenceBatchSampler', 'SequenceTestBatchSampler', 'transforms']

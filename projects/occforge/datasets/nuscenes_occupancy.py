@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from mmdet3d.registry import DATASETS, TRANSFORMS
@@ -14,8 +15,40 @@ from .info_files import load_infos
 from .occ3d import CLASS_NAMES, PALETTE
 from .ray_origins import scene_ray_origins
 from .shared import SharedIntegers
+from .transforms.common import matrix
+
+
+class Visit(NamedTuple):
+    """An index that a sampler asks for more than once an epoch; its random numbers differ from visit to visit."""
+
+    index: int
+    visit: int
+
 
 CAMERA_NAMES = ('CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT')
+
+
+def sequence_groups(scenes: Sequence, split: int | str = 1) -> np.ndarray:
+    """The sequence of each of the frames, numbered from 0.
+
+    Args:
+        scenes: scene of each frame; the frames of a scene are neighbours.
+        split: sequences that a scene is cut into, or 'all': every frame is a sequence. A scene of L frames is cut
+            after every ceil(L / split); a short one may give fewer.
+
+    Returns:
+        (frames,) int64.
+    """
+    groups = np.zeros(len(scenes), dtype=np.int64)
+    number, start = -1, 0
+    for index in range(1, len(scenes) + 1):
+        if index < len(scenes) and scenes[index] == scenes[start]:
+            continue
+        length = index - start
+        piece = 1 if split == 'all' else -(-length // split)
+        groups[start:index] = number + 1 + np.arange(length) // piece
+        number, start = groups[index - 1], index
+    return groups
 
 
 @DATASETS.register_module(name=['NuScenesOccDataset', 'NuScenesDatasetOccpancy'])
@@ -29,6 +62,9 @@ class NuScenesOccDataset(BaseDataset):
     * ``sample_seed`` and ``rng``: an integer and a ``numpy.random.Generator`` made from (seed, epoch, index). What a
       transform draws from ``rng`` depends neither on the worker nor on the process that loads the sample;
     * in testing ``ray_origins``: (T, 3) float64 metres, key ego frame, where the rays of RayIoU start;
+    * with ``sequences_split_num``, for models that remember: ``sequence_group_idx``, ``start_of_sequence``,
+      ``end_of_sequence``, ``prev_token`` (of the frame before in its sequence, '' at its start) and
+      ``curr_to_prev_ego_rt`` (4, 4) float64, the ego pose of this frame in that one, both at the LiDAR's moment;
     * ``lidar_path``, ``camera_names``, ``test_mode``, ``data_root``, ``source`` (the info file's name, for messages).
 
     The key frames are sorted by time, scene by scene. All annotations live in one buffer (mmengine's
@@ -47,6 +83,8 @@ class NuScenesOccDataset(BaseDataset):
             next good one, counted and reported; more than ``max_bad_fraction`` of the data set (seen by one process)
             is an error. In testing such a replacement is scored once, not twice (see OccupancyMetric).
         max_bad_fraction: see ``tolerance``.
+        sequences_split_num: cut every scene into so many sequences of (nearly) equal length, or 'all': every frame is
+            one. None: no sequences. ``sequence_groups`` then holds the sequence of each sample.
         seed: of the per-sample random numbers. None: the run's (SampleSeedHook sets it), or 0 without a run.
         data_prefix: folders, relative to ``data_root``, of files that the info file gives by bare name: ``pts``,
             ``sweeps``, ``pts_semantic_mask``, or a camera's name. Default: nuScenes' own.
@@ -69,6 +107,7 @@ class NuScenesOccDataset(BaseDataset):
         load_interval: int = 1,
         tolerance: str = 'strict',
         max_bad_fraction: float = 0.01,
+        sequences_split_num: int | str | None = None,
         seed: int | None = None,
         data_prefix: dict | None = None,
         **kwargs,
@@ -80,6 +119,14 @@ class NuScenesOccDataset(BaseDataset):
                 f'dataset fields load_interval={load_interval} (expected >= 1), num_adjacent={num_adjacent} '
                 f'(>= 0), max_bad_fraction={max_bad_fraction} (in [0, 1))'
             )
+        if not (sequences_split_num in (None, 'all') or (type(sequences_split_num) is int and sequences_split_num > 0)):
+            raise ConfigError(
+                f"dataset field 'sequences_split_num' is {sequences_split_num!r}, expected a number above 0, 'all' or "
+                'None'
+            )
+        self.sequences_split_num = sequences_split_num
+        #: (samples,) int64 sequence of each sample, with ``sequences_split_num``
+        self.sequence_groups: np.ndarray | None = None
         self.camera_names = tuple(camera_names)
         self.modality = dict(use_camera=True, use_lidar=True)
         unknown = set(modality or {}) - {'use_camera', 'use_lidar', 'use_radar', 'use_map', 'use_external'}
@@ -131,7 +178,27 @@ class NuScenesOccDataset(BaseDataset):
             origins = scene_ray_origins(data_list, self.ann_file)
             for info in data_list:
                 info['ray_origins'] = origins[str(info['token'])]
-        return [self.parse_data_info(info) for info in data_list[:: self.load_interval]]
+        data_list = data_list[:: self.load_interval]
+        if self.sequences_split_num is not None:
+            self._add_sequences(data_list)
+        return [self.parse_data_info(info) for info in data_list]
+
+    def _add_sequences(self, data_list: list[dict]) -> None:
+        scenes = [str(info.get('scene_token')) for info in data_list]
+        self.sequence_groups = sequence_groups(scenes, self.sequences_split_num)
+        previous = None
+        for index, (info, group) in enumerate(zip(data_list, self.sequence_groups.tolist())):
+            start = previous is None or group != self.sequence_groups[index - 1]
+            end = index + 1 == len(data_list) or group != self.sequence_groups[index + 1]
+            pose = matrix(dict(info, source=self.ann_file), info, 'ego2global', '')
+            info.update(
+                sequence_group_idx=group,
+                start_of_sequence=start,
+                end_of_sequence=end,
+                prev_token='' if start else str(previous[0]),
+                curr_to_prev_ego_rt=np.eye(4) if start else np.linalg.inv(previous[1]) @ pose,
+            )
+            previous = info['token'], pose
 
     def parse_data_info(self, info: dict) -> dict:
         """Makes the paths of an info absolute, in place."""
@@ -162,7 +229,8 @@ class NuScenesOccDataset(BaseDataset):
         return os.path.normpath(os.path.join(self.data_root, '' if '/' in path else folder, path))
 
     @force_full_init
-    def get_data_info(self, idx: int) -> dict:
+    def get_data_info(self, idx: int | Visit) -> dict:
+        idx, visit = idx if isinstance(idx, Visit) else (idx, None)
         info = super().get_data_info(idx)
         idx = info['sample_idx']
         info['source'] = self.ann_file
@@ -172,7 +240,8 @@ class NuScenesOccDataset(BaseDataset):
         info['test_mode'] = self.test_mode
         # The test set is the same in every epoch.
         epoch, seed = self._clock[0], self._clock[1]
-        seeds = np.random.SeedSequence([seed, 0 if self.test_mode else epoch, idx])
+        drawn = [idx] if visit is None else [idx, visit]
+        seeds = np.random.SeedSequence([seed, 0 if self.test_mode else epoch, *drawn])
         info['sample_seed'] = int(seeds.generate_state(1, np.uint64)[0] >> np.uint64(1))
         info['rng'] = np.random.default_rng(seeds)
         for sensor, field in (('use_lidar', 'lidar_path'), ('use_camera', 'images')):
@@ -209,19 +278,32 @@ class NuScenesOccDataset(BaseDataset):
     def full_init(self):
         if not self._fully_initialized:
             super().full_init()
+            self._choose_sequences(self._indices)
             self._reset_shared()
 
     def get_subset_(self, indices):
         super().get_subset_(indices)
+        self._choose_sequences(indices)
         self._reset_shared()
+
+    def _choose_sequences(self, indices) -> None:
+        """Follows a choice of samples: the first (last) so many, or a list."""
+        if self.sequence_groups is None or indices is None:
+            return
+        if isinstance(indices, int):
+            self.sequence_groups = self.sequence_groups[:indices] if indices >= 0 else self.sequence_groups[indices:]
+        else:
+            self.sequence_groups = self.sequence_groups[list(indices)]
 
     def _reset_shared(self):
         # one number a sample, so that no two workers count into the same one
         self._bad = SharedIntegers([0] * len(self))
 
-    def __getitem__(self, idx: int) -> dict:
+    def __getitem__(self, idx: int | Visit) -> dict:
         if not self._fully_initialized:
             self.full_init()
+        if isinstance(idx, Visit):
+            return self._get_visited(idx)
         if not -len(self) <= idx < len(self):
             raise IndexError(f'sample {idx} of {len(self)}')
         idx %= len(self)
@@ -238,6 +320,13 @@ class NuScenesOccDataset(BaseDataset):
                     self._note_bad(idx, error)
             idx = (idx + 1) % len(self)
         raise DataError(f'{self.ann_file}: none of its {len(self)} samples can be used')
+
+    def _get_visited(self, visit: Visit) -> dict:
+        """A frame of a sequence: another one cannot stand in for it, so a bad one is an error."""
+        data = self.prepare_data(visit)
+        if data is None:
+            raise DataError(f'{self.ann_file}: sample index {visit.index}: a transform returned nothing')
+        return data
 
     def _note_bad(self, idx: int, error: DataError) -> None:
         self._bad[idx] = 1

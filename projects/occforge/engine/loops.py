@@ -30,10 +30,14 @@ class _SkippingSampler(Sampler):
 def batches_after(dataloader: DataLoader, skip: int, started: Callable[[], None] = lambda: None) -> Iterator:
     """One pass over ``dataloader`` without its first ``skip`` batches.
 
-    The skipped samples are not loaded where torch's ``BatchSampler`` forms the batches (with any other they are loaded
-    and dropped). ``started`` is called when the dataloader has drawn its workers' seed and before a batch is fetched.
+    The skipped samples are not loaded where torch's ``BatchSampler`` forms the batches, or one that has
+    ``skip_batches`` (with any other they are loaded and dropped). ``started`` is called when the dataloader has drawn
+    its workers' seed and before a batch is fetched.
     """
     batch_sampler = dataloader.batch_sampler
+    if skip and hasattr(batch_sampler, 'skip_batches'):
+        batch_sampler.skip_batches(skip)
+        skip = 0
     if skip == 0 or type(batch_sampler) is not BatchSampler:
         iterator = itertools.islice(iter(dataloader), skip, None)
         started()

@@ -7,7 +7,7 @@ from mmdet3d.registry import TRANSFORMS
 from occforge.errors import ConfigError
 
 from .common import own_points
-from .loading import flip_labels
+from .loading import augment_labels
 
 
 def bda_matrix(rotate_deg: float, scale: float, flip_dx: bool, flip_dy: bool) -> np.ndarray:
@@ -36,8 +36,9 @@ def bda_boxes(boxes, rotate_deg: float, scale: float, flip_dx: bool, flip_dy: bo
 class BEVAug(BaseTransform):
     """Draws a rotation, scale and flips of the bird's-eye view and applies them to everything in the ego frame.
 
-    Sets ``bda`` (3, 3) float32, ``flip_dx``, ``flip_dy``; moves ``points`` (in the ego frame), ``gt_bboxes_3d``
-    ((n, 7 or 9) numpy) and occupancy labels, as far as they are there. Label loaders that come later read the flips.
+    Sets ``bda`` (3, 3) float32, ``rotate_bda`` (degrees), ``flip_dx``, ``flip_dy``; moves ``points`` (in the ego frame),
+    ``gt_bboxes_3d`` ((n, 7 or 9) numpy) and occupancy labels, as far as they are there. Label loaders that come later
+    read the draw. Labels are turned to the nearest cell; those that come from outside the grid are 255, in no mask.
 
     Args:
         bda_aug_conf: ``rot_lim`` (degrees), ``scale_lim`` (low, high each), ``flip_dx_ratio``, ``flip_dy_ratio``.
@@ -45,8 +46,8 @@ class BEVAug(BaseTransform):
         classes: accepted for configs of the BEVDet family, not used.
 
     Raises:
-        ConfigError: rotation or scale limits beside occupancy labels (a label grid can only be flipped), or points
-            that are still in the LiDAR frame.
+        ConfigError: scale limits beside occupancy labels (a label grid can only be turned and flipped), or points that
+            are still in the LiDAR frame.
     """
 
     def __init__(self, bda_aug_conf: dict, is_train: bool = False, classes=None):
@@ -69,14 +70,11 @@ class BEVAug(BaseTransform):
         matrix = bda_matrix(rotate, scale, flip_dx, flip_dy)
         results['bda'] = matrix.astype(np.float32)
         results['flip_dx'], results['flip_dy'] = bool(flip_dx), bool(flip_dy)
-        results['bda_flips_only'] = self.flips_only
+        results['rotate_bda'] = float(rotate)
+        results['bda_rotates'] = self.is_train and self.rot_lim != (0, 0)
+        results['bda_scales'] = self.is_train and self.scale_lim != (1, 1)
         if results.get('voxel_semantics') is not None or results.get('fine_counts') is not None:
-            if not self.flips_only:
-                raise ConfigError(
-                    f'BEVAug: rot_lim={self.rot_lim}, scale_lim={self.scale_lim}, but occupancy labels can only be '
-                    'flipped: expected (0, 0) and (1, 1)'
-                )
-            flip_labels(results, flip_dx, flip_dy)
+            augment_labels(results, results)
         if results.get('points') is not None:
             if results.get('points_frame') != 'ego':
                 raise ConfigError('BEVAug: the points are in the LiDAR frame, put PointsLidarToEgo before it')

@@ -30,6 +30,11 @@ META_KEYS = (
     'ray_origins',
     'flip_dx',
     'flip_dy',
+    'sequence_group_idx',
+    'start_of_sequence',
+    'end_of_sequence',
+    'prev_token',
+    'curr_to_prev_ego_rt',
 )
 
 

@@ -3,8 +3,10 @@
 import os
 
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
+from torch.nn import functional as F
 
 from occforge.errors import ConfigError, DataError
 
@@ -136,8 +138,8 @@ class FuseAdjacentPoints(BaseTransform):
 class LoadOccGTFromFile(BaseTransform):
     """Reads the Occ3D labels of ``occ_path``.
 
-    Sets ``voxel_semantics``, ``mask_lidar``, ``mask_camera``, (X, Y, Z) uint8. May stand before or after BEVAug: if
-    flips have been drawn already, they are applied here, else BEVAug applies them.
+    Sets ``voxel_semantics``, ``mask_lidar``, ``mask_camera``, (X, Y, Z) uint8. May stand before or after BEVAug: what
+    has been drawn already is applied here, else BEVAug applies it.
 
     Args:
         grid_size: expected (X, Y, Z); None: any.
@@ -145,7 +147,7 @@ class LoadOccGTFromFile(BaseTransform):
 
     Raises:
         DataError: see ``occ3d.read_labels``.
-        ConfigError: BEVAug may rotate or scale, which a label grid cannot follow.
+        ConfigError: BEVAug may scale, which a label grid cannot follow.
     """
 
     def __init__(self, grid_size=GRID_SIZE, ignore_label: int | None = None):
@@ -158,9 +160,7 @@ class LoadOccGTFromFile(BaseTransform):
         labels = read_labels(results['occ_path'], self.grid_size, ignore_label=self.ignore_label)
         results['voxel_semantics'], results['mask_lidar'], results['mask_camera'] = labels
         if 'bda' in results:
-            if not results['bda_flips_only']:
-                raise ConfigError('BEVAug rotates or scales, which occupancy labels cannot follow: allow flips only')
-            flip_labels(results, results['flip_dx'], results['flip_dy'])
+            augment_labels(results, results)
         return results
 
 
@@ -211,12 +211,50 @@ class LoadFineOccGT(BaseTransform):
         else:
             results['fine_counts'] = labels if isinstance(labels, CellCounts) else labels.counts(self.grid_size)
         if 'bda' in results:
-            if not results['bda_flips_only']:
-                raise ConfigError('BEVAug rotates or scales, which occupancy labels cannot follow: allow flips only')
             own = {name: results.get(name) for name in ('fine_counts',)} if self.form == 'counts' else results
-            flip_labels(own, results['flip_dx'], results['flip_dy'])
+            augment_labels(own, results)
             results.update(own)
         return results
+
+
+def augment_labels(labels: dict, draw: dict) -> None:
+    """Applies BEVAug's draw to the label volume, both masks and counts of fine voxels, in ``labels``.
+
+    Args:
+        labels: ``voxel_semantics``, ``mask_lidar``, ``mask_camera``, ``fine_counts``, as far as they are there.
+        draw: what BEVAug has set.
+
+    Raises:
+        ConfigError: the augmentation may scale, or rotate counts.
+    """
+    if draw['bda_scales']:
+        raise ConfigError('BEVAug may scale, which occupancy labels cannot follow: set scale_lim to (1, 1)')
+    if draw['bda_rotates'] and labels.get('fine_counts') is not None:
+        raise ConfigError('BEVAug may rotate, which counts of fine voxels cannot follow: allow flips only')
+    if draw['rotate_bda']:
+        for name, outside in (('voxel_semantics', 255), ('mask_lidar', 0), ('mask_camera', 0)):
+            if labels.get(name) is not None:
+                labels[name] = rotate_labels(labels[name], draw['rotate_bda'], outside)
+    flip_labels(labels, draw['flip_dx'], draw['flip_dy'])
+
+
+def rotate_labels(volume: np.ndarray, degrees: float, outside: int) -> np.ndarray:
+    """Turns a (X, Y, Z) uint8 volume about the vertical line through its middle, from x to y, to the nearest cell.
+
+    Cells whose content comes from beyond the volume get ``outside``.
+    """
+    angle = np.deg2rad(degrees)
+    size_x, size_y = volume.shape[:2]
+    x = torch.arange(size_x, dtype=torch.float32) - (size_x - 1) / 2
+    y = torch.arange(size_y, dtype=torch.float32) - (size_y - 1) / 2
+    y, x = torch.meshgrid(y, x, indexing='ij')
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    # where the content of each cell was before
+    grid = torch.stack([(cos * x + sin * y) * (2 / size_x), (cos * y - sin * x) * (2 / size_y)], dim=-1)
+    # one more than the labels, so that 0 tells what lies outside
+    maps = torch.from_numpy(np.ascontiguousarray(volume)).permute(2, 1, 0)[None].float() + 1
+    found = F.grid_sample(maps, grid[None], 'nearest', 'zeros', align_corners=False)[0].permute(2, 1, 0)
+    return torch.where(found > 0, found - 1, outside).to(torch.uint8).contiguous().numpy()
 
 
 def flip_labels(results: dict, flip_dx: bool, flip_dy: bool) -> None:

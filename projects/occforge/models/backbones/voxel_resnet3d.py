@@ -4,7 +4,8 @@ from mmcv.cnn import build_norm_layer
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+
+from ..checkpointing import checkpoint
 
 # ResNets of basic blocks; deeper published ones use bottlenecks, which nobody trained in 3D here
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -89,7 +90,7 @@ class VoxelResNet3D(BaseModule):
         x = self.input_proj(x)
         outputs = []
         for i, stage in enumerate(self.layers):
-            x = checkpoint(stage, x, use_reentrant=False) if self.with_cp and x.requires_grad else stage(x)
+            x = checkpoint(stage, stage, x) if self.with_cp and x.requires_grad else stage(x)
             if i in self.out_indices:
                 outputs.append(x)
         return outputs

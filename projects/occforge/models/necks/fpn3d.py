@@ -5,7 +5,8 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.functional import interpolate
-from torch.utils.checkpoint import checkpoint
+
+from ..checkpointing import checkpoint
 
 
 @MODELS.register_module()
@@ -47,6 +48,6 @@ class FPN3D(BaseModule):
             up = interpolate(levels[i], size=levels[i - 1].shape[2:], mode='trilinear', align_corners=False)
             levels[i - 1] = levels[i - 1] + up
         return [
-            checkpoint(conv, x, use_reentrant=False) if self.with_cp and x.requires_grad else conv(x)
+            checkpoint(conv, conv, x) if self.with_cp and x.requires_grad else conv(x)
             for conv, x in zip(self.fpn_convs, levels)
         ]

@@ -6,8 +6,8 @@ from mmdet.models.backbones.resnet import BasicBlock
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
+from ..checkpointing import checkpoint
 from .cross_modal_lss import ASPP, Mlp, SELayer
 from .lss import camera_vector, depth_bins, depth_loss
 
@@ -113,7 +113,7 @@ class CM_DepthNet(_DepthBins):
         context = self.context_conv(self.context_se(x, self.context_mlp(camera)[..., None, None]))
         depth = self.depth_se(x, self.depth_mlp(camera)[..., None, None])
         if self.with_cp and depth.requires_grad:
-            depth = checkpoint(self.depth_conv, depth, use_reentrant=False)
+            depth = checkpoint(self.depth_conv, self.depth_conv, depth)
         else:
             depth = self.depth_conv(depth)
         depth = depth.float().softmax(dim=1)

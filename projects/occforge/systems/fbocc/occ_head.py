@@ -6,9 +6,9 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
+from ...models.checkpointing import checkpoint
 from ...models.losses import (
     distance_map,
     geometric_scaling_loss,
@@ -144,7 +144,7 @@ class OccHead(BaseModule):
         return total
 
     def _run(self, layer, x):
-        return checkpoint(layer, x, use_reentrant=False) if self.with_cp and x.requires_grad else layer(x)
+        return checkpoint(layer, layer, x) if self.with_cp and x.requires_grad else layer(x)
 
     def loss(self, logits, target) -> dict:
         """Losses of logits (B, C, Y, X, Z) against labels (B, Y, X, Z), 255 = not supervised.
