@@ -13,7 +13,8 @@ import pytest
 import torch
 from fake_nuscenes import write_infos, write_world
 from mmengine.dataset import DefaultSampler, pseudo_collate
-from occforge.datasets import NuScenesOccDataset, occ3d
+from occforge.datasets import NuScenesOccDataset, OccCBGSDataset, occ3d
+from occforge.datasets.nuscenes_occupancy import Visit
 from occforge.engine.memory import host_memory
 from occforge.errors import ConfigError, DataError
 from torch.utils.data import DataLoader
@@ -195,6 +196,60 @@ def test_the_epoch_reaches_persistent_workers(world, workers):
                 one = plain[2 * k + j]
                 for key, values in batch['inputs'].items():
                     assert torch.equal(values[j], one['inputs'][key]), (epoch, key)
+
+
+# --------------------------------------------------------------------------------------------------- sequences
+def test_frames_know_their_sequence(world):
+    data = dataset(world, sequences_split_num=2)
+    assert data.sequence_groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    infos = [data.get_data_info(index) for index in range(8)]
+    assert [info['sequence_group_idx'] for info in infos] == data.sequence_groups.tolist()
+    assert [info['start_of_sequence'] for info in infos] == [True, False] * 4
+    assert [info['end_of_sequence'] for info in infos] == [False, True] * 4
+    assert [info['prev_token'] for info in infos[:4]] == ['', 'token00', '', 'token02']
+    assert np.array_equal(infos[2]['curr_to_prev_ego_rt'], np.eye(4))
+    # a point that stands still
+    before, now = (np.array(infos[index]['ego2global']) for index in (2, 3))
+    place = np.array([610.0, 1590.0, 2.0, 1.0])
+    moved = infos[3]['curr_to_prev_ego_rt'] @ np.linalg.inv(now) @ place
+    np.testing.assert_allclose(moved, np.linalg.inv(before) @ place, atol=1e-6)
+    meta = data[3]['data_samples'].metainfo
+    assert meta['prev_token'] == 'token02' and meta['sequence_group_idx'] == 1 and not meta['start_of_sequence']
+    # whole scenes; parts of the data; no sequences
+    assert dataset(world, sequences_split_num=1).sequence_groups.tolist() == [0] * 4 + [1] * 4
+    assert dataset(world, sequences_split_num=1, indices=5).sequence_groups.tolist() == [0] * 4 + [1]
+    assert data.get_subset([2, 3]).sequence_groups.tolist() == [1, 1]
+    assert dataset(world).sequence_groups is None and 'start_of_sequence' not in dataset(world).get_data_info(0)
+    for wrong in (0, 'some', 1.5):
+        with pytest.raises(ConfigError, match='sequences_split_num'):
+            dataset(world, sequences_split_num=wrong)
+
+
+def test_visits_of_a_frame_differ(world):
+    data = dataset(world)
+    first, second = data[Visit(2, 0)], data[Visit(2, 1)]
+    assert first['data_samples'].token == second['data_samples'].token == 'token02'
+    assert same(first, data[Visit(2, 0)]) and not same(first, second)
+
+
+def test_class_balanced_sampling(tmp_path):
+    infos = write_world(tmp_path, scenes=1, frames=4)
+    boxes = {0: (0,), 1: (0, 0), 2: (0, 7), 3: ()}
+    for index, labels in boxes.items():
+        infos[index]['instances'] = [dict(bbox_label_3d=label, bbox_3d_isvalid=True) for label in labels]
+    infos[3]['instances'] = [dict(bbox_label_3d=-1, bbox_3d_isvalid=True), dict(bbox_label_3d=3, bbox_3d_isvalid=False)]
+    write_infos(tmp_path, infos)
+    data = dataset(tmp_path)
+    assert [data.get_cat_ids(index) for index in range(4)] == [[0], [0], [0, 7], []]
+    balanced = OccCBGSDataset(data)
+    assert len(balanced) == 4 and (balanced.sample_indices[2:] == 2).all()  # the one frame with class 7, twice
+    assert set(balanced.sample_indices[:2]) <= {0, 1, 2}
+    assert balanced[3]['data_samples'].token == balanced.get_data_info(2)['token'] == 'token02'
+    for info in infos:
+        info['instances'] = []
+    write_infos(tmp_path, infos)
+    with pytest.raises(ConfigError, match='none of the 4 samples'):
+        OccCBGSDataset(dataset(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------- bad samples

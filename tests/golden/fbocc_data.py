@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from cases import assert_close, config, tensor
+from mmengine.structures import BaseDataElement
 from occforge.datasets.info_files import pose_matrix
 from occforge.datasets.nuscenes_occupancy import sequence_groups
 from occforge.datasets.samplers import SequenceBatchSampler
@@ -84,8 +85,9 @@ def check_label_transform(npz):
         )
         augment_labels(results, results)
         volumes = (torch.from_numpy(np.array(results[name])) for name in ('voxel_semantics', 'mask_camera'))
-        truth = SimpleNamespace(semantics=next(volumes), mask_camera=next(volumes).bool())
-        network = SimpleNamespace(use_mask=True, occupancy_head=SimpleNamespace(has_void=True))
+        truth = dict(semantics=next(volumes), mask_camera=next(volumes).bool())
+        truth = BaseDataElement(**truth)
+        network = SimpleNamespace(use_mask=True, mask='mask_camera', occupancy_head=SimpleNamespace(has_void=True))
         target = FBOCC.targets(network, [SimpleNamespace(gt_occ=truth)], 'cpu')[0]
         assert torch.equal(target, tensor(npz, f'{case}/out/gt_occupancy')), f'{case} gt_occupancy'
 

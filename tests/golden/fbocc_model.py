@@ -263,7 +263,7 @@ def check_detector_end_to_end(npz):
 
     def run(step, features, memory, remember):
         cameras = _cameras(npz, f't{step}/in/')
-        volume, depth, _ = model.project(features, cameras)
+        volume, depth = model.project(features, cameras)
         volume = model.fuse_history(volume, cameras.bda, _frames(npz, step), memory, remember)
         return model.encode(volume), depth
 

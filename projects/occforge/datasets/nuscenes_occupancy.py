@@ -249,6 +249,14 @@ class NuScenesOccDataset(BaseDataset):
                 raise DataError(f'{self.ann_file}: sample {info["token"]}: field {field!r} is missing')
         return info
 
+    @force_full_init
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Detection classes (``bbox_label_3d``) of a sample's valid objects, once each, for class-balanced sampling."""
+        instances = super().get_data_info(idx).get('instances') or ()
+        return sorted(
+            {item['bbox_label_3d'] for item in instances if item['bbox_label_3d'] >= 0 and item['bbox_3d_isvalid']}
+        )
+
     def _adjacent(self, info: dict, idx: int) -> list[dict]:
         frames = []
         for back in range(1, self.num_adjacent + 1):

@@ -273,6 +273,8 @@ class OccRunner(Runner):
         meta.setdefault('iter', self.iter if by_epoch else self.iter + 1)
         position = self.train_loop.position(meta['epoch']) if hasattr(self.train_loop, 'position') else None
         inside_epoch = position is not None and position['batches_done'] > 0
+        # for hooks that keep state of their own process in files beside the checkpoint
+        self.call_hook('before_write_checkpoint', path=join_path(out_dir, filename, backend_args=backend_args))
         state = dict(
             version=__version__,
             model_type=self.model_name,
@@ -501,6 +503,7 @@ class OccRunner(Runner):
         if resume_param_scheduler and self.param_schedulers is not None and 'param_schedulers' in content:
             self._resume_schedulers(filename, content['param_schedulers'])
         self._has_loaded = True
+        self.call_hook('after_resume', filename=filename)
         self.logger.info(f'Resumed after {self.epoch} epochs, {self.iter} iterations')
 
     def _resume_position(self, filename: str, content: dict) -> None:

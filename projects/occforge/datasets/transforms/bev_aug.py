@@ -36,9 +36,10 @@ def bda_boxes(boxes, rotate_deg: float, scale: float, flip_dx: bool, flip_dy: bo
 class BEVAug(BaseTransform):
     """Draws a rotation, scale and flips of the bird's-eye view and applies them to everything in the ego frame.
 
-    Sets ``bda`` (3, 3) float32, ``rotate_bda`` (degrees), ``flip_dx``, ``flip_dy``; moves ``points`` (in the ego frame),
-    ``gt_bboxes_3d`` ((n, 7 or 9) numpy) and occupancy labels, as far as they are there. Label loaders that come later
-    read the draw. Labels are turned to the nearest cell; those that come from outside the grid are 255, in no mask.
+    Sets ``bda`` (3, 3) float32, ``rotate_bda`` (degrees), ``flip_dx``, ``flip_dy``; moves ``points`` (in the ego
+    frame), ``gt_bboxes_3d`` ((n, 7 or 9) numpy) and occupancy labels, as far as they are there. Label loaders that come
+    later read the draw. Labels are turned to the nearest cell; those that come from outside the grid are 255, in no
+    mask.
 
     Args:
         bda_aug_conf: ``rot_lim`` (degrees), ``scale_lim`` (low, high each), ``flip_dx_ratio``, ``flip_dy_ratio``.

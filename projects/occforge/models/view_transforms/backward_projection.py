@@ -329,13 +329,10 @@ class bevformer_encoder(BaseModule):
         anchors = self.anchors.shape[2]
         return uv.unflatten(2, (-1, anchors)), depth.unflatten(2, (-1, anchors)), valid.unflatten(2, (-1, anchors))
 
-    def visible(self, uv, depth, valid, query_mask=None) -> VisibleQueries:
-        """The rows for the attention from ``project``'s results; ``query_mask`` (B, Y*X) leaves queries out."""
+    def visible(self, uv, depth, valid) -> VisibleQueries:
+        """The rows for the attention from ``project``'s results."""
         cameras, queries = valid.shape[1:3]
-        seen = valid.any(dim=-1)
-        if query_mask is not None:
-            seen = seen & query_mask[:, None]
-        sample, camera, query = seen.nonzero().unbind(dim=1)
+        sample, camera, query = valid.any(dim=-1).nonzero().unbind(dim=1)
         return VisibleQueries(
             sample * queries + query,
             sample * cameras + camera,
@@ -343,9 +340,9 @@ class bevformer_encoder(BaseModule):
             depth[sample, camera, query],
         )
 
-    def forward(self, query, position, features, shape, depth, cameras, query_mask=None):
+    def forward(self, query, position, features, shape, depth, cameras):
         """Encode queries (B, Y*X, C); ``cameras`` are the arguments of ``project``."""
-        visible = self.visible(*self.project(*cameras), query_mask)
+        visible = self.visible(*self.project(*cameras))
         bev_shape = tuple(self.anchors.shape[:2])
         for layer in self.layers:
             query = layer(query, position, bev_shape, features, shape, depth, visible)
@@ -439,7 +436,7 @@ class BackwardProjection(BaseModule):
         if cells != (bev_h, bev_w):
             raise ValueError(f'BackwardProjection: bev_h x bev_w is {(bev_h, bev_w)}, the encoder grid has {cells}')
 
-    def forward(self, context, depth, lss_bev, cameras, query_mask=None):
+    def forward(self, context, depth, lss_bev, cameras):
         """Attend.
 
         Args:
@@ -447,7 +444,6 @@ class BackwardProjection(BaseModule):
             depth: (B, N, D, h, w) probabilities.
             lss_bev: (B, C, Y, X) what the queries start from.
             cameras: (sensor2keyego, intrins, post_rots, post_trans, bda), see ``bevformer_encoder.project``.
-            query_mask: (B, Y, X) bool, queries that look into the images; None: all.
 
         Returns:
             (B, C, Y, X) float32; the layer always computes in float32.
@@ -465,6 +461,5 @@ class BackwardProjection(BaseModule):
                 tuple(context.shape[-2:]),
                 depth.flatten(0, 1),
                 cameras,
-                None if query_mask is None else query_mask.flatten(1),
             )
         return bev.transpose(1, 2).unflatten(2, (self.bev_h, self.bev_w))

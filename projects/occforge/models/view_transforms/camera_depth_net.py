@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from ..checkpointing import checkpoint
-from .cross_modal_lss import ASPP, Mlp, SELayer
+from .cross_modal_lss import ASPP, CameraScale, Mlp, SELayer
 from .lss import camera_vector, depth_bins, depth_loss
 
 
@@ -61,6 +61,9 @@ class CM_DepthNet(_DepthBins):
         use_dcn: must be False: the published model has no deformable convolution.
         use_aspp: pyramid of atrous convolutions in the depth branch.
         aspp_mid_channels: its inner width, default ``mid_channels``.
+        camera_norm: 'bn' (batch statistics, as published), or 'scale' (constants, for tiny batches; needs
+            ``input_size``).
+        input_size: (H, W) of the input images.
         with_cp: recompute the depth branch in the backward pass to save memory.
         norm_cfg: norm layer of the 2D convolutions.
         grid_config, downsample, loss_depth_weight: see ``_DepthBins``.
@@ -78,6 +81,8 @@ class CM_DepthNet(_DepthBins):
         use_dcn=False,
         use_aspp=True,
         aspp_mid_channels=None,
+        camera_norm='bn',
+        input_size=None,
         with_cp=False,
         norm_cfg=None,
         downsample=16,
@@ -88,6 +93,8 @@ class CM_DepthNet(_DepthBins):
         super().__init__(depth_channels, grid_config, downsample, loss_depth_weight, init_cfg)
         if use_dcn:
             raise ValueError('CM_DepthNet: use_dcn=True is not supported, the published weights have no such layer')
+        if camera_norm not in ('bn', 'scale') or (camera_norm == 'scale' and input_size is None):
+            raise ValueError(f"CM_DepthNet: camera_norm is {camera_norm!r}, expected 'bn', or 'scale' and input_size")
         norm_cfg = norm_cfg or dict(type='BN')
         self.with_cp = with_cp
         self.reduce_conv = nn.Sequential(
@@ -96,7 +103,7 @@ class CM_DepthNet(_DepthBins):
             nn.ReLU(inplace=True),
         )
         self.context_conv = nn.Conv2d(mid_channels, context_channels, 1)
-        self.bn = nn.BatchNorm1d(27)
+        self.bn = nn.BatchNorm1d(27) if camera_norm == 'bn' else CameraScale(input_size)
         self.depth_mlp = Mlp(27, mid_channels, mid_channels)
         self.depth_se = SELayer(mid_channels)
         self.context_mlp = Mlp(27, mid_channels, mid_channels)

@@ -46,14 +46,14 @@ class FBOCC(Base3DDetector):
         depth_net: ``CM_DepthNet``.
         forward_projection: ``LSSViewTransformerFunction3D``.
         backward_projection: ``BackwardProjection``; None: the lifted volume alone.
-        frpn: ``FRPN``: only ground cells that it takes for foreground look into the images; None: all do.
         img_bev_encoder_backbone, img_bev_encoder_neck: 3D encoder.
         occupancy_head: ``OccHead``.
         use_depth_supervision: loss on the depth distribution.
         readd: add the refined plane to the lifted volume (the joint voxel-BEV representation); False: the plane alone,
             the same at every height.
         fix_void: accepted for the published configs; the head's 19 logits say the same.
-        use_mask: supervise only the voxels that a camera observes.
+        use_mask: supervise only the voxels of ``mask``.
+        mask: 'mask_camera' (the voxels that a camera observes) or 'mask_lidar'.
         do_history: remember previous frames in training. HistoryHook switches it on where the schedule says; in
             evaluation the model always remembers.
         history_cat_num: frames before the present one that are fused; 0: a model of single frames.
@@ -68,13 +68,13 @@ class FBOCC(Base3DDetector):
         key_ego: the camera at whose moment the ego frame of the voxels is taken.
         amp_3d: let the 3D encoder and the head follow autocast; False: float32, as published.
         tta: test-time augmentation, names of 'img_flip', 'flip_dx', 'flip_dy': all combinations are averaged.
-        pts_bbox_head, occupancy_save_path: accepted as None for the published configs (predictions are written by
+        frpn, pts_bbox_head, occupancy_save_path: accepted as None for the published configs (predictions are written by
             ``tools/test.py --out``).
         data_preprocessor, init_cfg: as in mmdet3d.
 
     ``inputs``: ``imgs`` (B, 1, N, 3, H, W), ``sensor2ego`` and ``ego2global`` (B, 1, N, 4, 4), ``intrins``,
     ``post_rots`` (B, 1, N, 3, 3), ``post_trans`` (B, 1, N, 3), ``bda`` (B, 3, 3), ``sparse_depth`` (B, N, h, w) in
-    training. ``data_samples[i].gt_occ``: ``semantics`` (X, Y, Z) uint8 and ``mask_camera``; its meta information says
+    training. ``data_samples[i].gt_occ``: ``semantics`` (X, Y, Z) uint8 and the mask; its meta information says
     where the frame stands in its sequence. Volumes are (B, C, Y, X, Z) here: the published kernels have that order.
     """
 
@@ -88,11 +88,11 @@ class FBOCC(Base3DDetector):
         backward_projection=None,
         img_backbone=None,
         img_neck=None,
-        frpn=None,
         use_depth_supervision=False,
         readd=False,
         fix_void=False,
         use_mask=True,
+        mask='mask_camera',
         do_history=True,
         history_cat_num=16,
         history_cat_conv_out_channels=None,
@@ -106,6 +106,7 @@ class FBOCC(Base3DDetector):
         key_ego='CAM_FRONT',
         amp_3d=False,
         tta=(),
+        frpn=None,
         pts_bbox_head=None,
         occupancy_save_path=None,
         data_preprocessor=None,
@@ -115,9 +116,12 @@ class FBOCC(Base3DDetector):
             # here, from mmdet3d's registry, so that building the model needs no default scope
             data_preprocessor = MODELS.build(data_preprocessor)
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        for name, value in (('pts_bbox_head', pts_bbox_head), ('occupancy_save_path', occupancy_save_path)):
+        unused = dict(frpn=frpn, pts_bbox_head=pts_bbox_head, occupancy_save_path=occupancy_save_path)
+        for name, value in unused.items():
             if value is not None:
                 raise ConfigError(f'FBOCC.{name} is not supported, expected None')
+        if mask not in ('mask_camera', 'mask_lidar'):
+            raise ConfigError(f"FBOCC.mask is {mask!r}, expected 'mask_camera' or 'mask_lidar'")
         unknown = set(tta) - {'img_flip', 'flip_dx', 'flip_dy'}
         if unknown:
             raise ConfigError(f"FBOCC.tta has {sorted(unknown)}, expected of 'img_flip', 'flip_dx' and 'flip_dy'")
@@ -125,13 +129,12 @@ class FBOCC(Base3DDetector):
         self.img_neck = None if img_neck is None else MODELS.build(img_neck)
         self.depth_net = MODELS.build(depth_net)
         self.forward_projection = MODELS.build(forward_projection)
-        self.frpn = None if frpn is None else MODELS.build(frpn)
         self.backward_projection = None if backward_projection is None else MODELS.build(backward_projection)
         self.img_bev_encoder_backbone = _build_encoder(img_bev_encoder_backbone)
         self.img_bev_encoder_neck = MODELS.build(img_bev_encoder_neck)
         self.occupancy_head = MODELS.build(occupancy_head)
         self.use_depth_supervision = use_depth_supervision
-        self.readd, self.use_mask, self.key_ego, self.amp_3d = readd, use_mask, key_ego, amp_3d
+        self.readd, self.use_mask, self.mask, self.key_ego, self.amp_3d = readd, use_mask, mask, key_ego, amp_3d
         self.tta = tuple(tta)
 
         self.do_history = do_history
@@ -183,23 +186,17 @@ class FBOCC(Base3DDetector):
         """Forward and backward projection of image features (B, N, C, h, w).
 
         Returns:
-            volume (B, C, Y, X, Z), depth distribution (B, N, D, h, w) and the foreground logits of ``frpn`` or None.
+            volume (B, C, Y, X, Z) and depth distribution (B, N, D, h, w).
         """
         vector = self.depth_net.get_mlp_input(
             cameras.sensor2keyego[..., :3, :3], cameras.sensor2keyego[..., :3, 3], *cameras[1:]
         )
         context, depth = self.depth_net(features, vector)
         volume = self.forward_projection(context, depth, *cameras)
-        foreground = None
         if self.backward_projection is not None:
-            plane = volume.mean(dim=-1)
-            query_mask = None
-            if self.frpn is not None:
-                foreground = self.frpn(plane)
-                query_mask = self.frpn.mask(foreground)
-            refined = self.backward_projection(context, depth, plane, cameras, query_mask)[..., None]
+            refined = self.backward_projection(context, depth, volume.mean(dim=-1), cameras)[..., None]
             volume = volume + refined if self.readd else refined.expand_as(volume)
-        return volume, depth, foreground
+        return volume, depth
 
     # ------------------------------------------------------------------ history
 
@@ -301,16 +298,24 @@ class FBOCC(Base3DDetector):
             return self.occupancy_head(levels)
 
     def extract_feat(self, batch_inputs_dict, batch_data_samples=None, memory=None, remember=True):
-        """Logits (B, classes, Y, X, Z) of the present frame and ``dict(depth, foreground)`` of the camera branch."""
+        """Logits (B, classes, Y, X, Z) of the present frame and the depth distribution (B, N, D, h, w).
+
+        Args:
+            batch_inputs_dict, batch_data_samples: see the class.
+            memory: a ``HistoryMemory``, default the one of the mode (training or evaluation).
+            remember: see ``fuse_history``.
+        """
         cameras = self.cameras(batch_inputs_dict, batch_data_samples)
         features = self.image_features(batch_inputs_dict['imgs'][:, 0])
-        volume, depth, foreground = self.project(features, cameras)
+        volume, depth = self.project(features, cameras)
         if self.history_cat_num:
             if not batch_data_samples:
                 raise DataError('FBOCC with history_cat_num > 0 needs data samples: they say which sequence it is')
+            if memory is None:
+                memory = self.memory('train' if self.training else 'eval')
             frames = [FrameInfo.of(sample) for sample in batch_data_samples]
             volume = self.fuse_history(volume, cameras.bda, frames, memory, remember)
-        return self.encode(volume), dict(depth=depth, foreground=foreground)
+        return self.encode(volume), depth
 
     def targets(self, data_samples, device):
         """Network labels (B, Y, X, Z) uint8 of ``gt_occ``: Occ3D's class, one higher where the head has "void"; 255
@@ -318,24 +323,20 @@ class FBOCC(Base3DDetector):
         semantics = torch.stack([sample.gt_occ.semantics for sample in data_samples]).to(device)
         known = semantics != 255
         if self.use_mask:
-            known &= torch.stack([sample.gt_occ.mask_camera for sample in data_samples]).to(device)
+            known &= torch.stack([sample.gt_occ.get(self.mask) for sample in data_samples]).to(device)
         shifted = semantics + int(self.occupancy_head.has_void)
         return torch.where(known, shifted, 255).to(torch.uint8).transpose(1, 2)
 
     def loss(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """``loss_voxel_*_c_0`` and ``loss_depth``."""
-        logits, auxiliary = self.extract_feat(
-            batch_inputs_dict, batch_data_samples, self.memory('train'), self.do_history
-        )
+        logits, depth = self.extract_feat(batch_inputs_dict, batch_data_samples, self.memory('train'), self.do_history)
         losses = self.occupancy_head.loss(logits, self.targets(batch_data_samples, logits.device))
         if self.use_depth_supervision:
             if 'sparse_depth' not in batch_inputs_dict:
                 raise ConfigError(
                     "FBOCC.use_depth_supervision needs 'sparse_depth': add PointToMultiViewDepth to the pipeline"
                 )
-            losses['loss_depth'] = self.depth_net.get_depth_loss(batch_inputs_dict['sparse_depth'], auxiliary['depth'])
-        if self.frpn is not None:
-            losses.update(self.frpn.loss(auxiliary['foreground'], batch_data_samples))
+            losses['loss_depth'] = self.depth_net.get_depth_loss(batch_inputs_dict['sparse_depth'], depth)
         return losses
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
@@ -345,25 +346,34 @@ class FBOCC(Base3DDetector):
             sample.pred_occ = BaseDataElement(semantics=semantics)
         return batch_data_samples
 
-    def predict_probability(self, inputs, data_samples):
-        """Probabilities (B, 18, X, Y, Z) of Occ3D's classes, averaged over the test-time variants."""
+    @property
+    def variants(self) -> list[tuple[str, ...]]:
+        """The test-time variants: all combinations of the flips in ``tta``."""
         variants = [()]
         for name in self.tta:
             variants += [(*variant, name) for variant in variants]
+        return variants
+
+    def predict_probability(self, inputs, data_samples, memories=None):
+        """Probabilities (B, 18, X, Y, Z) of Occ3D's classes, averaged over the test-time variants.
+
+        Args:
+            inputs, data_samples: see the class.
+            memories: a ``HistoryMemory`` for each of ``variants``; default the model's own.
+        """
         total = None
-        for variant in variants:
-            memory = self.memory('+'.join(('eval', *variant)))
+        for number, variant in enumerate(self.variants):
+            memory = self.memory('+'.join(('eval', *variant))) if memories is None else memories[number]
             logits, _ = self.extract_feat(flip_inputs(inputs, variant), data_samples, memory)
             probability = self.occupancy_head.probabilities(logits)
             axes = [axis for axis, name in ((2, 'flip_dx'), (3, 'flip_dy')) if name in variant]
             probability = probability.flip(axes) if axes else probability
             total = probability if total is None else total + probability
-        return total / len(variants)
+        return total / len(self.variants)
 
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         """Logits (B, classes, Y, X, Z)."""
-        memory = self.memory('train' if self.training else 'eval')
-        return self.extract_feat(batch_inputs_dict, batch_data_samples, memory)[0]
+        return self.extract_feat(batch_inputs_dict, batch_data_samples)[0]
 
 
 def flip_inputs(inputs, flips):
