@@ -24,6 +24,7 @@ def make_item(index, scene='s0', boxes=3):
         token=f'token{index}',
         scene_token=scene,
         scene_name='scene-0001',
+        prev=f'token{index - 1}' if index else '',
         timestamp=1532402927.647951 + index / 2,
         ego2global=ego2global.tolist(),
         images={},
@@ -107,6 +108,7 @@ def test_bevdet_round_trip(tmp_path):
     assert info['cams']['CAM_FRONT']['data_path'] == './data/nuscenes/samples/CAM_FRONT/CAM_FRONT0.jpg'
     assert info['occ_path'] == './data/nuscenes/gts/scene-0001/token0'
     assert info['timestamp'] == 1532402927647951
+    assert [info['prev'] for info in content['infos']] == ['', 'token0']
     assert info['gt_boxes'].shape == (3, 7)
     assert info['sweeps'][0]['data_path'] == './data/nuscenes/sweeps/LIDAR_TOP/sweep0.pcd.bin'
     # a point of the camera, through either description

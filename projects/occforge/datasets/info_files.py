@@ -408,6 +408,8 @@ def _from_classic(info: dict, index: int) -> dict:
         item['scene_name'] = str(info.get('scene_name') or PurePosixPath(item['occ_path']).parts[-3])
     if info.get('pts_semantic_mask_path'):
         item['pts_semantic_mask_path'] = shorten_path(info['pts_semantic_mask_path'])
+    if 'prev' in info:
+        item['prev'] = str(info['prev'])
     return item
 
 
@@ -490,6 +492,7 @@ def _to_classic(item: dict, data_root: str) -> dict:
         token=item['token'],
         scene_token=item['scene_token'],
         scene_name=item.get('scene_name', ''),
+        prev=item.get('prev', ''),
         timestamp=round(item['timestamp'] * 1e6),
         cams={},
         sweeps=[],

@@ -115,7 +115,7 @@ class CM_DepthNet(_DepthBins):
 
     def forward(self, x, mlp_input):
         cameras = x.shape[:2]
-        camera = self.bn(mlp_input.flatten(0, 1).to(x.dtype))
+        camera = self.bn(mlp_input.flatten(0, 1))  # float32 under autocast too: focal lengths of 1000 pixels
         x = self.reduce_conv(x.flatten(0, 1))
         context = self.context_conv(self.context_se(x, self.context_mlp(camera)[..., None, None]))
         depth = self.depth_se(x, self.depth_mlp(camera)[..., None, None])
@@ -144,7 +144,7 @@ class CM_ContextNet(BaseModule):
         self.context_se = SELayer(mid_channels)
 
     def forward(self, x, mlp_input):
-        camera = self.bn(mlp_input.flatten(0, 1).to(x.dtype))
+        camera = self.bn(mlp_input.flatten(0, 1))  # float32 under autocast too: focal lengths of 1000 pixels
         features = self.reduce_conv(x.flatten(0, 1))
         context = self.context_conv(self.context_se(features, self.context_mlp(camera)[..., None, None]))
         return context.unflatten(0, x.shape[:2])
