@@ -6,6 +6,10 @@ config=configs/fbocc/fbocc-r50-cbgs_depth_16f_16x4_20e.py
 [ $((global % (devices * batch))) -eq 0 ] || die "--global-batch $global is no multiple of $devices x $batch"
 accumulate=$((global / (devices * batch)))
 overrides=()
-# the warm-up lasts 200 optimizer steps
-[ "$accumulate" -eq 1 ] || overrides=(optim_wrapper.accumulative_counts="$accumulate" param_scheduler.0.end="$((200 * accumulate))")
+# the warm-up lasts 200 optimizer steps, and each of them updates the averaged weights once
+[ "$accumulate" -eq 1 ] || overrides=(
+    optim_wrapper.accumulative_counts="$accumulate"
+    param_scheduler.0.end="$((200 * accumulate))"
+    custom_hooks.1.interval="$accumulate"
+)
 run_training full ${overrides[@]+"${overrides[@]}"}

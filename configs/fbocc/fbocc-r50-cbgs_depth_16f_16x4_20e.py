@@ -16,8 +16,12 @@ use_mask = True
 # each it may, then set it to True. (The 3D part is synchronised in any case, see bn3d of the model.)
 sync_bn = False
 
-# The first two epochs train single frames; checkpoints keep what is remembered, so a killed training goes on exactly.
-custom_hooks = [dict(type='HistoryHook', start_epoch=2)]
+custom_hooks = [
+    # the first two epochs train single frames; checkpoints keep what is remembered, so a killed training goes on exactly
+    dict(type='HistoryHook', start_epoch=2),
+    # the averaged weights are what is evaluated and saved
+    dict(type='OccEMAHook', decay=0.999, ramp='exp', ramp_length=2000, init_updates=10560, interval=1),
+]
 
 # image backbone, neck and depth net, pretrained on depth and semantics (r50_256x705_depth_pretrain.py makes its like)
 load_from = 'ckpts/r50_256x705_depth_pretrain.pth'

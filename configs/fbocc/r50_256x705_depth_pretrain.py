@@ -38,3 +38,4 @@ test_dataloader = None
 test_evaluator = None
 linked_fields_data = []
 max_epochs = 24
+custom_hooks = [dict(type='OccEMAHook', decay=0.999, ramp='exp', ramp_length=2000, init_updates=10560)]

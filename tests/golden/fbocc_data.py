@@ -18,6 +18,7 @@ from occforge.datasets.transforms.images import (
     draw_augmentation,
 )
 from occforge.datasets.transforms.loading import augment_labels
+from occforge.engine.hooks.ema_hook import RampedAverage, ema_decay
 from occforge.evaluation.occupancy_metric import iou_per_class, masked_confusions, mean_iou
 from occforge.models.data_preprocessor import OccDataPreprocessor
 from occforge.systems.fbocc import FBOCC
@@ -164,6 +165,16 @@ def check_sampler_flags_ema(npz):
                 found += [[visit.index for visit in batch] for batch in order]
                 order.sampler.epoch += 1
             assert found[: len(expected)] == expected.tolist(), f'{split} rank {rank}'
+
+    decays = [ema_decay(int(update), cfg['ema_decay'], 'exp', 2000) for update in npz['ema/x']]
+    np.testing.assert_allclose(decays, npz['ema/decay'], rtol=1e-9)
+    weight = torch.nn.Module()
+    weight.register_parameter('values', torch.nn.Parameter(tensor(npz, 'ema/init')))
+    average = RampedAverage(weight, cfg['ema_decay'], 'exp', 2000, cfg['ema_init_updates'])
+    for step, (update, expected) in enumerate(zip(npz['ema/updates'], npz['ema/out'])):
+        weight.values.data.copy_(torch.from_numpy(update))
+        average.update_parameters(weight)
+        assert_close(average.module.values, expected, f'average after update {step}', atol=1e-6)
 
 
 def check_metric_miou(npz):

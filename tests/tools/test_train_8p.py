@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from occforge.engine import load_config
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = """#!{python}
@@ -61,6 +62,9 @@ def test_fewer_devices_accumulate_to_the_same_global_batch(run):
     assert done.returncode == 0, done.stderr
     assert '--nproc_per_node=2' in arguments and 'data_root=/elsewhere' in arguments
     assert 'optim_wrapper.accumulative_counts=4' in arguments and 'param_scheduler.0.end=800' in arguments
+    overrides = [argument for argument in arguments if '=' in argument and not argument.startswith('-')]
+    cfg = load_config(ROOT / 'configs/fbocc/fbocc-r50-cbgs_depth_16f_16x4_20e.py', overrides)
+    assert cfg.custom_hooks[1].type == 'OccEMAHook' and cfg.custom_hooks[1].interval == 4
     done, _ = run('full', '--devices', '3')
     assert done.returncode == 2 and '--global-batch 32 is no multiple of 3 x 4' in done.stderr
 

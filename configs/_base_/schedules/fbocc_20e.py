@@ -7,6 +7,7 @@ lr = 2e-4  # total batch 64 (16 x 4); the 8 x 4 recipe keeps it
 optim_wrapper = dict(
     type='OccAmpOptimWrapper',
     loss_scale='dynamic',
+    accumulative_counts=1,
     optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),
     clip_grad=dict(max_norm=5.0, norm_type=2),
 )
