@@ -12,8 +12,12 @@ _base_ = [
 # Which mask the metric's plain mIoU is under has a field of its own, eval_mask; all masks are always reported.
 use_mask = True
 
-# statistics over all GPUs from the first epoch on
-custom_hooks = [dict(type='SyncbnControlHook', syncbn_start_epoch=0)]
+custom_hooks = [
+    # statistics over all GPUs from the first epoch on
+    dict(type='SyncbnControlHook', syncbn_start_epoch=0),
+    # weights averaged with decay 0.999 (1 - exp(-t / 2000)), t from 10560 on; validated and saved in place of the last
+    dict(type='OccEMAHook', decay=0.999, ramp='exp', ramp_length=2000, init_updates=10560),
+]
 
 # BEVDet weights, or those of a FusionOcc trained before: what fits is loaded, the report says what does not.
 load_from = None

@@ -56,3 +56,16 @@ def test_the_mask_of_the_metric_follows_its_field():
     for override in ('eval_mask=lidar', 'val_evaluator.eval_mask=lidar', 'test_evaluator.0.eval_mask=lidar'):
         cfg = load_config(path, [override])
         assert cfg.val_evaluator.eval_mask == cfg.test_evaluator[0].eval_mask == 'lidar'
+
+
+@pytest.mark.parametrize('name', ['', '_unified', '_occ3d_nuscenes_swinT_student_cam64_nolidar'])
+def test_the_published_configs_read_what_their_model_takes(city, name):
+    path = CONFIGS.parents[1] / f'fusion_occ/fusion_occ{name}.py'
+    cfg = load_config(path, {'data_root': str(city), 'train_dataloader.dataset.pipeline.0.data_config.src_size': None})
+    inputs = build(cfg)[1]['inputs']
+    assert inputs['imgs'].shape == (cfg.model.num_adj + 1, 6, *cfg.model.img_view_transformer.input_size, 3)
+    assert inputs['segs'].shape == inputs['sparse_depth'].shape == (6, 32, 88)
+    assert set(inputs['segs'].unique().tolist()) > {17}
+    assert ('points' in inputs) == cfg.model.get('use_lidar', True)
+    if 'points' in inputs:
+        assert inputs['points'].shape[1] == cfg.model.lidar_in_channel

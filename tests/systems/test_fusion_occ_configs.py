@@ -40,7 +40,12 @@ UNIFIED = {
     'train_dataloader.dataset.pipeline.0.data_config.rot': (0.0, 0.0),
 }
 LEAVES = {
-    '': {'model.use_mask': True, 'train_dataloader.batch_size': 1, 'train_cfg.max_epochs': 24},
+    '': {
+        'model.use_mask': True,
+        'train_dataloader.batch_size': 1,
+        'train_cfg.max_epochs': 24,
+        'custom_hooks.1.init_updates': 10560,
+    },
     '_base_mask': {'model.use_mask': True},
     '_base_wo_mask': {'model.use_mask': False},
     '_mask_to_wo_mask': {
@@ -54,7 +59,7 @@ LEAVES = {
     '_bevdet_wo_mask': {'model.use_mask': False, 'load_from.take': ['img_backbone']},
     '_bevdet_occ_mask': {'model.use_mask': True, 'load_from.take': ['img_backbone', 'pre_process_net']},
     '_bevdet_occ_wo_mask': {'model.use_mask': False, 'load_from.take': ['img_backbone', 'pre_process_net']},
-    '_ori_setting': {},
+    '_ori_setting': {'custom_hooks.1.ramp': None, 'custom_hooks.0.type': 'SyncbnControlHook'},
     '_unified': UNIFIED,
     '_unified_wo_train_cam_mask': UNIFIED | {'model.use_mask': False},
     '_unified_wo_DepthSV': UNIFIED | {'model.depth_loss_weight': 0.0},

@@ -14,6 +14,7 @@ from test_train_and_test import TOOLS, TOY, tool
 sys.path.insert(0, str(TOOLS / 'converters'))
 from _frame import Converter
 from bevfusion_mit import CONVERTER as MIT
+from fusion_occ_official import CONVERTER as OFFICIAL
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,18 @@ def test_the_command(tmp_path):
     assert result.code == 2 and 'exists already (--force replaces it)' in result.err
     result = tool(tmp_path, *command, '--force', '--config', TOY)
     assert result.code == 2 and 'nothing in it fits the model' in result.err  # not a BEVFusion
+
+
+def test_fusion_occ_in_the_published_layout():
+    specs = Path(os.environ.get('OCCFORGE_SPECS', TOOLS.parents[1] / 'shared' / 'specs')) / 'FusionOcc_params.json'
+    if not specs.is_file():
+        pytest.skip('FusionOcc_params.json not found: set OCCFORGE_SPECS to the folder that holds it')
+    shapes = json.loads(specs.read_text())
+    ours = {name: torch.zeros(()).expand(shape) for name, shape in shapes['fusion_occ@spconv2_layout'].items()}
+    name = 'lidar_encoder.encoder_layers.encoder_layer1.2.0.weight'
+    ours[name] = torch.randn(ours[name].shape)
+    published, dropped = OFFICIAL.convert(ours, 'a.pth')
+    assert {key: list(value.shape) for key, value in published.items()} == shapes['fusion_occ'] and not dropped
+    assert torch.equal(published[name][0, 1, 2], ours[name][:, 0, 1, 2].T)
+    again, _ = OFFICIAL.convert(published, 'a.pth')
+    assert all(again[key].shape == value.shape for key, value in published.items())

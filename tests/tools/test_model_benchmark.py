@@ -1,0 +1,76 @@
+"""benchmarks/model.py on a tiny model: stages, FLOPs and kept memory against numbers that can be written down."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from occforge.ops.sparse_conv import neighbour_map, sparse_conv
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[2] / 'tools' / 'benchmarks'))
+import model as benchmark
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.second = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return dict(answer=[self.second(self.first(x) * 2)])
+
+
+def test_stages_of_forward_and_backward():
+    model, x = Two(), torch.randn(5, 4, requires_grad=True)
+    probe = benchmark.Probe(model, torch.device('cpu'))
+    with probe:
+        loss = model(x)['answer'][0].sum()
+        with probe.backward():
+            loss.backward()
+    assert list(probe.stages) == ['first', 'second']
+    assert all(seconds > 0 for seconds in (*probe.forward_seconds.values(), *probe.backward_seconds.values()))
+    # what a linear layer saves is its input (5, 4) and (5, 8), float32; the weights are there anyway
+    assert probe.kept_bytes == dict(first=5 * 4 * 4, second=5 * 8 * 4)
+    with torch.no_grad():
+        model(x)  # the hooks are gone
+    assert probe.kept_bytes['first'] == 80
+
+
+def test_flops_count_our_operators():
+    model, x = Two(), torch.randn(5, 4)
+    counts = benchmark.count_flops(lambda: model(x))
+    assert counts['Global'] == 2 * 5 * (4 * 8 + 8 * 3) and counts['Two.first'] == 2 * 5 * 4 * 8
+    coords = torch.tensor([[0, 1, 1, 1], [0, 1, 1, 2]], dtype=torch.int32)
+    index = neighbour_map(coords, coords, (4, 4, 4), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+    pairs = int((index >= 0).sum())
+    counts = benchmark.count_flops(lambda: sparse_conv(torch.randn(2, 3), torch.randn(5, 27, 3), index))
+    assert pairs == 4 and counts['Global'] == 2 * pairs * 3 * 5
+
+
+def test_loading_is_timed_by_transform():
+    class Data:
+        def __init__(self):
+            self.pipeline = SimpleNamespace(transforms=[lambda x: x + 1, Add(2)])
+
+        def full_init(self):
+            pass
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            for step in self.pipeline.transforms:
+                index = step(index)
+            return index
+
+    class Add:
+        def __init__(self, number):
+            self.number = number
+
+        def __call__(self, x):
+            return x + self.number
+
+    samples, seconds = benchmark.load_samples(Data(), 3)
+    assert samples == [3, 4, 3] and set(seconds) == {'function', 'Add'}
