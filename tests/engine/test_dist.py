@@ -1,7 +1,7 @@
 import pytest
 import torch
 from occforge.engine import reduce_mean_count, reduce_mean_values
-from occforge.engine.dist import detect_launcher, first_slurm_node, init_distributed
+from occforge.engine.dist import _environment_from_mpi, detect_launcher, first_slurm_node, init_distributed
 from occforge.errors import ConfigError
 from ranks import run_ranks
 
@@ -14,6 +14,8 @@ TORCHRUN = dict(RANK='0', WORLD_SIZE='1', MASTER_ADDR='a', MASTER_PORT='1', TORC
         ({}, 'none'),
         (dict(WORLD_SIZE='1', RANK='0'), 'none'),
         (TORCHRUN, 'pytorch'),
+        (dict(OMPI_COMM_WORLD_SIZE='1', OMPI_COMM_WORLD_RANK='0'), 'none'),
+        (dict(OMPI_COMM_WORLD_SIZE='8', OMPI_COMM_WORLD_RANK='3'), 'mpi'),
         (dict(TORCHRUN, WORLD_SIZE='2'), 'pytorch'),
         (dict(RANK='1', WORLD_SIZE='2', MASTER_ADDR='a', MASTER_PORT='1'), 'pytorch'),
     ],
@@ -21,6 +23,14 @@ TORCHRUN = dict(RANK='0', WORLD_SIZE='1', MASTER_ADDR='a', MASTER_PORT='1', TORC
 def test_torchrun_is_detected_without_being_named(environment, expected):
     assert detect_launcher(None, environment) == expected
     assert detect_launcher('none', environment) == 'none'
+
+
+def test_torchpacks_master_is_understood():
+    environment = dict(OMPI_COMM_WORLD_SIZE='8', OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_LOCAL_RANK='3')
+    environment['MASTER_HOST'] = 'node7:4321'
+    _environment_from_mpi(environment)
+    assert (environment['MASTER_ADDR'], environment['MASTER_PORT']) == ('node7', '4321')
+    assert (environment['RANK'], environment['WORLD_SIZE']) == ('3', '8')
 
 
 def test_an_unknown_launcher_is_named():

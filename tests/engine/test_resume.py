@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 from occforge.engine import read_checkpoint, write_checkpoint
 from occforge.engine.checkpoint import latest_checkpoint
 from occforge.engine.hooks.metrics_csv_hook import read_table
 from occforge.fileio import atomic_write
+from toy import ToyModel
 from training import (
     assert_equal_training,
     copy_folder,
@@ -113,6 +115,38 @@ def kill_and_resume(folder, kills, seed, overrides=()):
             for path in folder.glob('epoch_*.pth'):
                 path.unlink()
     assert finish(start(folder, [*overrides, 'resume=auto'])) == 0, output(folder)
+
+
+@MODELS.register_module()
+class RememberingToyModel(ToyModel):
+    """Answers from its input and from what it has seen before, which is in no buffer."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seen = torch.zeros(4)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        inputs = torch.stack(inputs) if isinstance(inputs, (list, tuple)) else inputs
+        data_samples = torch.stack(data_samples) if isinstance(data_samples, (list, tuple)) else data_samples
+        self.seen = 0.9 * self.seen + 0.1 * inputs.mean(0)
+        return super().forward(inputs + self.seen, data_samples, mode)
+
+    def temporal_state(self):
+        return dict(seen=self.seen)
+
+    def load_temporal_state(self, state):
+        self.seen = state['seen']
+
+
+@pytest.mark.parametrize('world', [None, 2])
+def test_what_a_model_remembers_is_resumed(tmp_path, world):
+    overrides = ['model.type=RememberingToyModel', 'sync_bn=True', 'train_cfg.val_interval=9']
+    assert run(tmp_path / 'straight', overrides, world=world) == 0, output(tmp_path / 'straight')
+    saved = weights(tmp_path / 'straight', 'epoch_2.pth')['occforge']['temporal']
+    assert len(saved) == (world or 1) and saved[0]['']['seen'].abs().sum() > 0
+    resume = f'resume={tmp_path / "straight" / "epoch_2.pth"}'
+    assert run(tmp_path / 'again', [*overrides, resume], world=world) == 0, output(tmp_path / 'again')
+    assert_equal_training(weights(tmp_path / 'again'), weights(tmp_path / 'straight'))
 
 
 BALLAST = '+model.ballast=2000000'  # 8 MB a file, so that many kills hit the saving

@@ -112,6 +112,14 @@ def test_a_part_is_loaded_in_the_middle_of_a_recipe(tmp_path, straight, epoch):
     assert output(tmp_path).count('tensors of the model loaded') == (2 if epoch == 2 else 1)
 
 
+def test_a_part_is_loaded_where_there_was_nothing_to_resume(tmp_path, straight):
+    hooks = [dict(type='PartialLoadHook', path=str(straight / 'epoch_3.pth'), prefix='first', to='first')]
+    overrides = ['resume=auto', 'optim_wrapper.optimizer.lr=0', 'train_cfg.max_epochs=1']
+    assert run(tmp_path, overrides, custom_hooks=hooks) == 0, output(tmp_path)
+    theirs = weights(straight)['state_dict']['first.weight']
+    assert torch.equal(weights(tmp_path, 'epoch_1.pth')['state_dict']['first.weight'], theirs)
+
+
 def test_a_partial_load_that_gives_nothing_stops_the_training(tmp_path, straight):
     hooks = [dict(type='PartialLoadHook', path=str(straight / 'epoch_3.pth'), prefix='second', to='first')]
     assert run(tmp_path, custom_hooks=hooks) == 1

@@ -92,8 +92,9 @@ def communication_device() -> torch.device:
 def detect_launcher(launcher: str | None, environment=os.environ) -> str:
     """Name of the launcher of this process.
 
-    An explicit name wins. Otherwise torchrun is recognised by its environment, because without that N processes would
-    each believe to be alone and train N separate models into one folder. A stray ``WORLD_SIZE=1`` is not a launcher.
+    An explicit name wins. Otherwise torchrun, and mpirun (which is what ``torchpack dist-run`` calls) with several
+    processes, are recognised by their environment, because without that N processes would each believe to be alone and
+    train N separate models into one folder. A stray ``WORLD_SIZE=1`` is not a launcher.
     """
     if launcher is not None:
         if launcher not in LAUNCHERS:
@@ -103,6 +104,8 @@ def detect_launcher(launcher: str | None, environment=os.environ) -> str:
         'TORCHELASTIC_RUN_ID' in environment or int(environment['WORLD_SIZE']) > 1
     ):
         return 'pytorch'
+    if int(environment.get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
+        return 'mpi'
     return 'none'
 
 
@@ -179,5 +182,6 @@ def _environment_from_mpi(environment) -> None:
     environment['RANK'] = environment['OMPI_COMM_WORLD_RANK']
     environment['WORLD_SIZE'] = environment['OMPI_COMM_WORLD_SIZE']
     environment['LOCAL_RANK'] = environment['OMPI_COMM_WORLD_LOCAL_RANK']
-    environment.setdefault('MASTER_PORT', '29500')
-    environment.setdefault('MASTER_ADDR', '127.0.0.1')
+    host, _, port = environment.get('MASTER_HOST', '').partition(':')  # torchpack's
+    environment.setdefault('MASTER_PORT', port or '29500')
+    environment.setdefault('MASTER_ADDR', host or '127.0.0.1')

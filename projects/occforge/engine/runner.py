@@ -61,6 +61,9 @@ class OccRunner(Runner):
       normalisations keep their statistics;
     * ``sync_bn = True``: batch normalisation over all processes, by our own layer;
     * ``find_unused_parameters``, ``model_wrapper_cfg``: as in mmengine.
+
+    A module that remembers earlier frames has ``temporal_state()`` (plain data) and ``load_temporal_state(state)``.
+    What each process remembers is in the checkpoint, and resuming goes on with it.
     """
 
     # -------------------------------------------------------------------------------------------------- environment
@@ -243,12 +246,24 @@ class OccRunner(Runner):
         """Generators of every process, by rank; every process must call it."""
         now = self._frozen_rng or rng_state()
         own = dict(epoch=self._epoch_rng or now, inside=now) if inside_epoch else dict(epoch=now, inside=None)
+        return _by_rank(own)
+
+    def _temporal_for_checkpoint(self) -> list[dict]:
+        """What the modules remember of earlier frames, by rank; every process must call it."""
+        return _by_rank(
+            {name: _on_cpu(module.temporal_state()) for name, module in _temporal_modules(self._bare_model()).items()}
+        )
+
+    def _resume_temporal(self, filename: str, states: list[dict]) -> None:
         rank, world = rank_and_world()
-        if world == 1:
-            return [own]
-        gathered = [None] * world if rank == 0 else None
-        torch_dist.gather_object(own, gathered)
-        return gathered or []
+        modules = _temporal_modules(self._bare_model())
+        if not modules:
+            return
+        if len(states) != world or set(states[rank]) != set(modules):
+            self.logger.warning(f'{filename}: what the model remembers of earlier frames does not fit: it starts empty')
+            return
+        for name, module in modules.items():
+            module.load_temporal_state(states[rank][name])
 
     # ------------------------------------------------------------------------------------------------- checkpoints
     def save_checkpoint(
@@ -281,6 +296,7 @@ class OccRunner(Runner):
             world_size=rank_and_world()[1],
             position=position,
             rng=self._rng_for_checkpoint(inside_epoch),
+            temporal=self._temporal_for_checkpoint(),
         )
         self._write_checkpoint(out_dir, filename, save_optimizer, save_param_scheduler, meta, state, backend_args)
 
@@ -405,6 +421,7 @@ class OccRunner(Runner):
         elif resume:
             path = self._latest()
             if path is None:
+                self._resume = False
                 self.logger.info(f'Nothing to resume in {self.work_dir}')
             else:
                 self.logger.info(f'Resuming from the newest checkpoint {path}')
@@ -515,6 +532,7 @@ class OccRunner(Runner):
         remark = loop.resume_at(meta['epoch'], meta['iter'], state.get('position'))
         if remark:
             self.logger.warning(f'{filename}: {remark}')
+        self._resume_temporal(filename, state.get('temporal', []))
         rank, world = rank_and_world()
         if 'rng' not in state:
             self.logger.warning(f'{filename}: holds no random state (another program wrote it)')
@@ -545,6 +563,21 @@ def frozen_modules(cfg) -> list[str]:
     if not isinstance(given, (str, list, tuple)):
         raise ConfigError(f'freeze: a list of names is expected, found {given!r}')
     return ([given] if isinstance(given, str) else list(given)) + ['encoders'] * bool(cfg.get('freeze_encoder'))
+
+
+def _by_rank(own) -> list:
+    """What every process gives, on the first one; every process must call it."""
+    rank, world = rank_and_world()
+    if world == 1:
+        return [own]
+    gathered = [None] * world if rank == 0 else None
+    torch_dist.gather_object(own, gathered)
+    return gathered or []
+
+
+def _temporal_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that remember earlier frames: those with ``temporal_state`` and ``load_temporal_state``."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, 'temporal_state')}
 
 
 def _has_torch_sync_bn(model: nn.Module) -> bool:
