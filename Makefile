@@ -14,7 +14,7 @@ DEPS_STAMP := $(VENV)/.deps
 EXT_STAMP := $(VENV)/.ext
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
-.PHONY: help setup doctor demo ablation test test-slow lint format bench wheel clean
+.PHONY: help setup doctor demo ablation test test-slow test-asan lint format bench bench-table wheel clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,15 @@ test: setup ## the whole test suite (CPU)
 test-slow: setup ## tests that take long
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# Sources and library go to build/asan, which then is in front of the development install. The runtimes of the
+# sanitizers and of C++ have to be there before Python's own libraries; Python itself leaks on purpose.
+SANITIZER_RUNTIMES = $(shell for lib in libasan.so libubsan.so libstdc++.so; do $(or $(CXX),g++) -print-file-name=$$lib; done)
+test-asan: setup ## the operator tests under AddressSanitizer and UBSan (CPU)
+	OCCFORGE_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	LD_PRELOAD="$(SANITIZER_RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+	    UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/asan/lib OCCFORGE_SANITIZE=1 \
+	    $(BIN)/python -m pytest -q -p no:cacheprovider tests/ops --ignore tests/ops/test_cuda_compiles.py $(ARGS)
+
 lint: setup ## ruff, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,11 +67,14 @@ format: setup ## let ruff and clang-format rewrite
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
+BENCH := build/benchmarks
 bench: setup ## operator benchmarks, numbers also in build/benchmarks/*.json (ARGS go to the first)
-	mkdir -p build/benchmarks
-	$(BIN)/python tools/benchmarks/ops.py --out build/benchmarks/ops.json $(ARGS)
-	$(BIN)/python tools/benchmarks/sparse_conv.py --out build/benchmarks/sparse_conv.json
-	$(BIN)/python tools/benchmarks/occupancy_loss.py --out build/benchmarks/occupancy_loss.json
+	mkdir -p $(BENCH)
+	$(BIN)/python tools/benchmarks/ops.py --out $(BENCH)/ops.json $(ARGS)
+	$(BIN)/python tools/benchmarks/occupancy_loss.py --out $(BENCH)/occupancy_loss.json
+
+bench-table: ## the figures of csrc/README.md from the last make bench
+	$(BIN)/python tools/benchmarks/table.py $(BENCH)/ops.json $(BENCH)/occupancy_loss.json --into csrc/README.md
 
 wheel: setup ## dist/occforge-*.whl for this Python and this torch
 	rm -rf build/lib*

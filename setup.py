@@ -1,8 +1,9 @@
 """Builds the ``occforge`` package and its operators (csrc/).
 
 Environment: ``FORCE_CUDA=1`` builds the CUDA kernels although no GPU is visible; ``OCCFORGE_NO_CUDA=1`` never does;
-``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as in torch; ``DEBUG=1`` builds with -O0 -g; ``OCCFORGE_NO_EXT=1`` builds no
-operators at all (the plain-torch references then run).
+``TORCH_CUDA_ARCH_LIST`` and ``MAX_JOBS`` as in torch; ``DEBUG=1`` builds with -O0 -g; ``OCCFORGE_SANITIZE=1`` builds
+the CPU operators with AddressSanitizer and UBSan (``make test-asan`` runs the tests on them); ``OCCFORGE_NO_EXT=1``
+builds no operators at all (the plain-torch references then run).
 
 A wheel also carries configs/ and tools/, under ``occforge/.mim`` as the OpenMMLab packages do.
 """
@@ -50,8 +51,8 @@ def extensions():
     torch = import_torch()
     from torch.utils import cpp_extension
 
-    debug = flag('DEBUG')
-    with_cuda = not flag('OCCFORGE_NO_CUDA') and (
+    debug, sanitize = flag('DEBUG'), flag('OCCFORGE_SANITIZE')
+    with_cuda = not (flag('OCCFORGE_NO_CUDA') or sanitize) and (
         flag('FORCE_CUDA') or (torch.version.cuda is not None and torch.cuda.is_available())
     )
     if with_cuda and torch.version.cuda is None:
@@ -73,6 +74,11 @@ def extensions():
     # Nobody asks for errno or the floating-point exception flags; without them a choice of two values needs no branch.
     cxx += ['-fno-math-errno', '-fno-trapping-math']
     cxx += ['-fopenmp'] if torch.backends.openmp.is_available() else []
+    link = ['-g'] if debug or sanitize else ['-s']
+    if sanitize:  # no vptr check: it needs the type information of torch's own classes
+        checks = ['-fsanitize=address,undefined', '-fno-sanitize=vptr']
+        cxx += [*checks, '-fno-sanitize-recover=undefined', '-fno-omit-frame-pointer', '-O1', '-g1']
+        link += checks
     args = {'cxx': cxx, 'nvcc': ['-std=c++20', '-O0' if debug else '-O3', '-t2'] + (['-g', '-G'] if debug else [])}
     kind = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     extension = kind(
@@ -80,7 +86,7 @@ def extensions():
         sources,
         include_dirs=[str(ROOT / 'csrc')],
         extra_compile_args=args,
-        extra_link_args=['-g'] if debug else ['-s'],
+        extra_link_args=link,
         depends=sorted(str(path) for path in CSRC.rglob('*.h')),
     )
     return [extension], {'build_ext': cpp_extension.BuildExtension}

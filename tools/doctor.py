@@ -243,16 +243,16 @@ OPS = """
 import warnings
 warnings.simplefilter('ignore')
 import torch
-import occforge.ops
-from occforge.ops import _backend
+from occforge.ops import _backend, scene_cast, sparse_conv
 from pathlib import Path
 built = sorted(path.name for path in Path(_backend._PACKAGE).glob('_C*.so'))
 loaded = _backend.has_extension()
-why = getattr(getattr(_backend, '_library', None), 'missing', '')
+why, absent = _backend._library.missing, _backend.absent_operators()
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 names = sorted({name.split('.')[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith('occforge::')})
 devices = {key: [name.split('::')[1] for name in names if has(name, key)] for key in ('CPU', 'CUDA')}
-report(built=built, loaded=loaded, why=why, devices=devices, count=len(names), gpu=torch.cuda.is_available())
+gpu = torch.cuda.is_available()
+report(built=built, loaded=loaded, why=why, absent=absent, devices=devices, count=len(names), gpu=gpu)
 """
 
 
@@ -281,6 +281,9 @@ def probe_ops() -> list:
         return [
             Row('occforge.ops', f'{text}: plain-torch references run', wanted, WARN, 'unset it' if hidden else build)
         ]
+    if found['absent']:
+        text = f'out of date, without {", ".join(found["absent"])}: their plain-torch references run'
+        return [Row('occforge.ops', text, wanted, WARN, build)]
     cpu, cuda = len(found['devices']['CPU']), len(found['devices']['CUDA'])
     text = f'{found["count"]} operators: CPU {cpu}, CUDA {cuda}  ({found["built"][0]})'
     if found['gpu'] and not cuda:

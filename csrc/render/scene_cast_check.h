@@ -18,6 +18,13 @@ struct SceneCall {
   scene::Ground ground;
   int64_t rays, step;  // step: numbers from one origin to the next, 0 where all rays share one
 
+  // Where the hits are written.
+  scene::HitRows rows() const {
+    return {primitive.mutable_data_ptr<int32_t>(), distance.mutable_data_ptr<double>(),
+            normal.mutable_data_ptr<float>(),      uv.mutable_data_ptr<float>(),
+            face.mutable_data_ptr<uint8_t>(),      face.numel() == 0};
+  }
+
   std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> results() const {
     return {primitive, distance, normal, uv, face};
   }

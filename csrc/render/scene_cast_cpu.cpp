@@ -151,23 +151,24 @@ struct Builder {
 };
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> scene_bvh(const at::Tensor& primitives) {
-  TORCH_CHECK(primitives.device().is_cpu() && primitives.scalar_type() == at::kDouble && primitives.dim() == 2 &&
-                  primitives.size(1) == kStride,
-              "scene_bvh: primitives must be a float64 CPU tensor (P, ", kStride, "), got ", primitives.scalar_type(),
-              " ", primitives.sizes(), " on ", primitives.device());
+  TORCH_CHECK_VALUE(primitives.device().is_cpu() && primitives.scalar_type() == at::kDouble && primitives.dim() == 2 &&
+                        primitives.size(1) == kStride,
+                    "scene_bvh: primitives must be a float64 CPU tensor (P, ", kStride, "), got ",
+                    primitives.scalar_type(), " ", primitives.sizes(), " on ", primitives.device());
   const at::Tensor table = primitives.contiguous();
   const double* data = table.const_data_ptr<double>();
   const int64_t count = table.size(0);
-  TORCH_CHECK(count < std::numeric_limits<int32_t>::max() / 4, "scene_bvh: too many primitives: ", count);
+  TORCH_CHECK_VALUE(count < std::numeric_limits<int32_t>::max() / 4, "scene_bvh: too many primitives: ", count);
   std::vector<Bounds> boxes(count);
   for (int64_t i = 0; i < count; ++i) {
     const double* p = data + i * kStride;
     for (int k = 0; k < kStride; ++k) {
-      TORCH_CHECK(std::isfinite(p[k]), "scene_bvh: primitive ", i, " has a value that is not finite in column ", k);
+      TORCH_CHECK_VALUE(std::isfinite(p[k]), "scene_bvh: primitive ", i, " has a value that is not finite in column ",
+                        k);
     }
-    TORCH_CHECK(p[0] == 0 || p[0] == 1 || p[0] == 2, "scene_bvh: primitive ", i, " has the unknown type ", p[0]);
-    TORCH_CHECK(p[15] > 0 && p[13] >= 0 && p[14] >= 0 && (p[0] == 1 || (p[13] > 0 && p[14] > 0)),
-                "scene_bvh: primitive ", i, " has no extent");
+    TORCH_CHECK_VALUE(p[0] == 0 || p[0] == 1 || p[0] == 2, "scene_bvh: primitive ", i, " has the unknown type ", p[0]);
+    TORCH_CHECK_VALUE(p[15] > 0 && p[13] >= 0 && p[14] >= 0 && (p[0] == 1 || (p[13] > 0 && p[14] > 0)),
+                      "scene_bvh: primitive ", i, " has no extent");
     boxes[i] = primitive_bounds(p);
   }
   Builder builder{boxes, std::vector<int32_t>(count), {}, {}};
@@ -213,21 +214,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> scene_cas
   check_tree(call.tree);
   const double* op = call.origins.const_data_ptr<double>();
   const double* dp = call.directions.const_data_ptr<double>();
-  int32_t* id = call.primitive.mutable_data_ptr<int32_t>();
-  double* t = call.distance.mutable_data_ptr<double>();
-  float* n = call.normal.mutable_data_ptr<float>();
-  float* w = call.uv.mutable_data_ptr<float>();
-  uint8_t* f = call.face.mutable_data_ptr<uint8_t>();
+  const scene::HitRows out = call.rows();
   at::parallel_for(0, call.rays, 2048, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const scene::Hit hit =
-          scene::cast(call.tree, call.ground, op + i * call.step, dp + 3 * i, near, far, any_hit, !any_hit);
-      id[i] = hit.primitive;
-      t[i] = hit.primitive < 0 ? std::numeric_limits<double>::infinity() : hit.distance;
-      if (any_hit) continue;
-      for (int k = 0; k < 3; ++k) n[3 * i + k] = static_cast<float>(hit.normal[k]);
-      for (int k = 0; k < 2; ++k) w[2 * i + k] = static_cast<float>(hit.uv[k]);
-      f[i] = static_cast<uint8_t>(hit.face);
+      out.cast(i, call.tree, call.ground, op + i * call.step, dp + 3 * i, near, far);
     }
   });
   return call.results();

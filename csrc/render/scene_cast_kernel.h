@@ -10,11 +10,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define OCC_HD __host__ __device__ __forceinline__
-#else
-#define OCC_HD inline
-#endif
+#include "common.h"
 
 namespace occforge {
 namespace scene {
@@ -398,6 +394,27 @@ OCC_HD Hit cast(const Tree& tree, const Ground& ground, const double o[3], const
   }
   return best;
 }
+
+// Tables of results, one row a ray. With any_hit, a visibility question, normal, uv and face are left out.
+struct HitRows {
+  int32_t* primitive;
+  double* distance;
+  float* normal;
+  float* uv;
+  uint8_t* face;
+  bool any_hit;
+
+  OCC_HD void cast(int64_t ray, const Tree& tree, const Ground& ground, const double* origin, const double* direction,
+                   double near, double far) const {
+    const Hit hit = scene::cast(tree, ground, origin, direction, near, far, any_hit, !any_hit);
+    primitive[ray] = hit.primitive;
+    distance[ray] = hit.primitive < 0 ? INFINITY : hit.distance;
+    if (any_hit) return;
+    for (int k = 0; k < 3; ++k) normal[3 * ray + k] = static_cast<float>(hit.normal[k]);
+    for (int k = 0; k < 2; ++k) uv[2 * ray + k] = static_cast<float>(hit.uv[k]);
+    face[ray] = static_cast<uint8_t>(hit.face);
+  }
+};
 
 }  // namespace scene
 }  // namespace occforge

@@ -83,9 +83,9 @@ def assert_every_file_has_a_case(system: str, cases) -> None:
     assert not empty, f'golden cases without a file in {golden_folder(system)}: {empty}'
 
 
-def config(npz) -> dict:
+def config(npz, name: str = 'config_json') -> dict:
     """The constructor arguments stored in the file, as JSON text or as its bytes."""
-    stored = npz['config_json']
+    stored = npz[name]
     return json.loads(stored.tobytes() if stored.dtype == np.uint8 else str(stored))
 
 

@@ -261,7 +261,7 @@ def test_bad_tensors_are_refused():
             SparseTensor(features[:2], wrong, SHAPE, 1)
     with pytest.raises(ValueError, match='one row for each'):
         SparseTensor(features, coords[:2], SHAPE, 1)
-    with pytest.raises(ValueError, match='int32'):
+    with pytest.raises(TypeError, match='int32'):
         SparseTensor(features, coords.float(), SHAPE, 1)
     with pytest.raises(ValueError, match='features'):
         SparseTensor(features.int(), coords, SHAPE, 1)

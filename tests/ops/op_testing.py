@@ -23,9 +23,20 @@ def awkward(tensor: torch.Tensor) -> torch.Tensor:
     return view.requires_grad_() if tensor.requires_grad else view
 
 
-def run_without_extension(code: str) -> str:
-    """Run Python code in a process where the compiled operators are hidden; its standard output."""
-    environment = dict(os.environ, OCCFORGE_DISABLE_EXT='1', PYTHONPATH=os.pathsep.join(sys.path))
+def check_fake(name: str, *arguments) -> None:
+    """The fake kernel gives the shapes, types and strides of what the operator gives."""
+    if has_extension():
+        torch.library.opcheck(getattr(torch.ops.occforge, name).default, arguments, test_utils='test_faketensor')
+
+
+def run_python(code: str, **environment) -> str:
+    """Run Python code in a process of its own; its standard output."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), **environment)
     done = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def run_without_extension(code: str) -> str:
+    """The same where the compiled operators are hidden."""
+    return run_python(code, OCCFORGE_DISABLE_EXT='1')

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from occforge.ops import deform_attn, depth_deform_attn, sample_depth
 from occforge.ops.deform_attn import deform_attn_reference
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 from torch.nn import functional as F
 
 
@@ -18,6 +18,11 @@ def case(images, queries, heads, channels, shapes, points, seed=0, dtype=torch.f
     weights = torch.randn(shape, generator=generator, dtype=torch.float64)
     sample = torch.randint(0, max(images, 1), (queries,), generator=generator)
     return *(tensor.to(dtype).requires_grad_() for tensor in (value, locations, weights)), sample
+
+
+def flat(shapes):
+    """The shapes as the operator takes them: h, w, h, w, ..."""
+    return [side for pair in shapes for side in pair]
 
 
 def run(value, locations, weights, sample, shapes):
@@ -65,8 +70,9 @@ def test_equals_reference(images, queries, heads, channels, shapes, points, seed
         inputs[1].view(-1)[: seed % 3] = [float('nan'), float('inf'), -float('inf')][seed % 3]
     out = run(*inputs, shapes)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs[:3]]
-    wanted = deform_attn_reference(exact[0], shapes, exact[1], exact[2], inputs[3])
+    wanted = deform_attn_reference(*exact, inputs[3], flat(shapes))
     assert out.shape == (queries, heads * channels)
+    check_fake('deform_attn', *(tensor.detach() for tensor in inputs), flat(shapes))
     torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-4)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed))
     found = torch.autograd.grad(out, inputs[:3], upstream)
@@ -89,7 +95,7 @@ def test_reference_equals_grid_sample_of_each_query():
                 features = value[sample[r], start : start + height * width, h].t().view(1, 4, height, width)
                 found = F.grid_sample(features, 2 * locations[r, h, level].view(1, 1, 3, 2) - 1, align_corners=False)
                 wanted[r, h] += found[0, :, 0] @ weights[r, h, level]
-    out = deform_attn_reference(value, shapes, locations, weights, sample)
+    out = deform_attn_reference(value, locations, weights, sample, flat(shapes))
     torch.testing.assert_close(out.view(6, 2, 4), wanted)
 
 
@@ -127,11 +133,10 @@ def test_differentiates_once():
 def test_opcheck(seed):
     shapes = [[(2, 3)], [(3, 2), (1, 4)]][seed % 2]
     inputs = case(2, [3, 0, 1][seed % 3], 2, 1 + seed, shapes, 2, seed)
-    flat = [side for pair in shapes for side in pair]
-    ops = torch.ops.occforge
-    torch.library.opcheck(ops.deform_attn.default, (*inputs, flat), test_utils=OPCHECK_TESTS)
-    grad = torch.randn(ops.deform_attn(*inputs, flat).shape, dtype=torch.float64)
-    arguments = (grad, *(tensor.detach() for tensor in inputs), flat)
+    sides, ops = flat(shapes), torch.ops.occforge
+    torch.library.opcheck(ops.deform_attn.default, (*inputs, sides), test_utils=OPCHECK_TESTS)
+    grad = torch.randn(ops.deform_attn(*inputs, sides).shape, dtype=torch.float64)
+    arguments = (grad, *(tensor.detach() for tensor in inputs), sides)
     torch.library.opcheck(ops.deform_attn_backward.default, arguments, test_utils=OPCHECK_TESTS)
 
 
@@ -173,7 +178,7 @@ def test_low_precision_sums_in_float32(dtype):
     inputs = case(2, 30, 2, 16, shapes, 8, dtype=dtype)
     out = run(*inputs, shapes)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs[:3]]
-    wanted = deform_attn_reference(exact[0], shapes, exact[1], exact[2], inputs[3])
+    wanted = deform_attn_reference(*exact, inputs[3], flat(shapes))
     assert out.dtype == dtype
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(out.double(), wanted, rtol=rounding, atol=1e-4)

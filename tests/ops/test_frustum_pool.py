@@ -1,10 +1,12 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from occforge.ops import FrustumIndices, frustum_indices, frustum_pool
+from occforge.ops import FrustumIndexCache, FrustumIndices, frustum_indices, frustum_pool
 from occforge.ops.frustum_pool import frustum_indices_reference, frustum_pool_reference
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 
 LOWER, INTERVAL = [-2.0, -1.0, 0.0], [1.0, 0.5, 2.0]
 
@@ -65,6 +67,8 @@ def test_equals_reference(shape, channels, size, seed, spread):
     out = frustum_pool(depth, feat, indices, size)
     wanted = frustum_pool_reference(depth, feat, *indices, size)
     assert out.shape == (shape[0], channels, *size[::-1])
+    check_fake('frustum_indices', points, LOWER, INTERVAL, size)
+    check_fake('frustum_pool', depth.detach(), feat.detach(), *indices, size)
     torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed))
     found = torch.autograd.grad(out, (depth, feat), upstream)
@@ -77,10 +81,12 @@ def test_equals_reference(shape, channels, size, seed, spread):
     torch.testing.assert_close(out.double().sum((0, 2, 3, 4)), total, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('seed', range(20))
 def test_gradcheck(seed):
     size = (3, 2, 2)
-    points, depth, feat = case((1 + seed % 2, 2, 3, 2, 1 + seed), 1 + 9 * (seed % 2), size, seed, torch.float64)
+    points, depth, feat = case(
+        (1 + seed % 2, 1 + seed % 3, 2, 2, 1 + seed % 4), 1 + 9 * (seed % 2), size, seed, torch.float64
+    )
     indices = frustum_indices(points, LOWER, INTERVAL, size)
 
     def pool(depth, feat):
@@ -121,6 +127,9 @@ def test_empty_single_and_degenerate():
     indices = frustum_indices(points * 0 - 0.5, LOWER, INTERVAL, size)  # all in one cell
     out = frustum_pool(depth, feat, indices, size)
     torch.testing.assert_close(out.sum((2, 3, 4)), torch.einsum('bndhw,bnchw->bc', depth, feat))
+    points, depth, feat = case((1, 1, 1000, 10, 10), 3, size)  # a hundred thousand of them
+    out = frustum_pool(depth, feat, frustum_indices(points * 0 - 0.5, LOWER, INTERVAL, size), size)
+    torch.testing.assert_close(out.sum((2, 3, 4)), torch.einsum('bndhw,bnchw->bc', depth, feat), rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -178,6 +187,27 @@ def test_memory_layout_threads_and_repeats():
                 assert all(torch.equal(a, b) for a, b in zip(found, expected))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_indices_are_kept_while_the_points_stay():
+    size = (3, 2, 2)
+    points, *_ = case((1, 2, 3, 2, 2), 4, size)
+    cache = FrustumIndexCache()
+    first = cache(points, LOWER, INTERVAL, size)
+    assert all(torch.equal(a, b) for a, b in zip(first, frustum_indices(points, LOWER, INTERVAL, size)))
+    assert cache(points.clone(), torch.tensor(LOWER), INTERVAL, list(size)) is first
+    points[0, 0, 0, 0, 0, 0] += 0.7  # also where the very tensor is changed in place
+    again = cache(points, LOWER, INTERVAL, size)
+    assert all(torch.equal(a, b) for a, b in zip(again, frustum_indices(points, LOWER, INTERVAL, size)))
+    assert again is not first and cache(points, LOWER, INTERVAL, size) is again
+    for other in (
+        (points, [-1.0, -1.0, 0.0], INTERVAL, size),
+        (points, LOWER, INTERVAL, (3, 2, 1)),
+        (points.double(), LOWER, INTERVAL, size),
+        (points[:, :1], LOWER, INTERVAL, size),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(cache(*other), frustum_indices(*other)))
+    assert copy.deepcopy(cache)._indices is None and cache._indices is not None
 
 
 def test_bad_input():

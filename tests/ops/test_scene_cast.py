@@ -4,9 +4,19 @@ import math
 
 import pytest
 import torch
-from occforge.ops._backend import has_extension
-from occforge.ops.scene_cast import BOX, CONE, ELLIPSOID, Scene, primitive_rows, scene_cast_reference, tile_maxima
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from occforge.ops.scene_cast import (
+    BOX,
+    CONE,
+    ELLIPSOID,
+    Scene,
+    primitive_rows,
+    scene_bvh_reference,
+    scene_cast_reference,
+    tile_maxima,
+)
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 
 EYE = torch.eye(3)
 
@@ -27,11 +37,14 @@ def random_scene(seed, count=60, cells=(23, 37)):
     return Scene(rows, heights, (-0.3, 0.2), 0.5), g
 
 
+def arguments_of(scene):
+    """The scene's part of the operator's arguments."""
+    return scene.primitives, *scene.tree, scene.heights, scene.maxima, *scene.lower, scene.cell, scene.top
+
+
 def compare(scene, origins, directions, far=math.inf):
     got = scene.cast(origins, directions, far=far)
-    want = scene_cast_reference(
-        scene.primitives, scene.heights, *scene.lower, scene.cell, origins, directions, 1e-6, min(far, 1e9), False
-    )
+    want = scene_cast_reference(*arguments_of(scene), origins, directions, 1e-6, min(far, 1e9), False)
     same = got.primitive == want[0]
     # two surfaces at one distance (a solid that cuts the ground) may swap by rounding
     tie = (got.distance - want[1]).abs() < 1e-6
@@ -56,6 +69,21 @@ def test_tree_equals_brute_force(seed):
     directions /= directions.norm(dim=1, keepdim=True)
     compare(scene, origins, directions)
     compare(scene, origins[:1], directions, far=5.0)
+
+
+@needs_extension
+@settings(max_examples=200, deadline=None)
+@given(count=st.integers(0, 9), cells=st.tuples(st.integers(1, 40), st.integers(1, 40)), seed=st.integers(0, 2**31))
+def test_small_scenes_equal_brute_force(count, cells, seed):
+    scene, g = random_scene(seed, count, cells)
+    origins = torch.rand(15, 3, generator=g, dtype=torch.float64) * torch.tensor([20.0, 12.0, 4.0])
+    directions = torch.randn(15, 3, generator=g, dtype=torch.float64)
+    got = scene.cast(origins, directions)
+    want = scene_cast_reference(*arguments_of(scene), origins, directions, 1e-6, 1e9, False)
+    assert ((got.primitive == want[0]) | ((got.distance - want[1]).abs() < 1e-6)).all()
+    torch.testing.assert_close(got.distance, want[1], rtol=1e-7, atol=1e-6)
+    check_fake('scene_bvh', scene.primitives)
+    check_fake('scene_cast', *arguments_of(scene), origins, directions, 1e-6, 1e9, False)
 
 
 @pytest.mark.parametrize('axis', [(1, 0, 0), (0, -1, 0), (0, 0, -1), (1, 0, -0.05), (0, 1, -0.05)])
@@ -112,11 +140,16 @@ def test_what_is_refused():
         Scene(rows).cast(torch.zeros(1, 3).double(), torch.zeros(4, 2).double())
     with pytest.raises(ValueError, match='3 origins do not match 4'):
         Scene(rows).cast(torch.zeros(3, 3).double(), torch.zeros(4, 3).double())
-    if has_extension():
-        bad = rows.clone()
-        bad[0, 15] = 0
-        with pytest.raises(ValueError, match='primitive 0 has no extent'):
-            Scene(bad)
+    for column, value, message in (
+        (15, 0.0, 'primitive 1 has no extent'),
+        (0, 3.0, 'primitive 1 has the unknown type 3'),
+        (5, math.nan, 'primitive 1 has a value that is not finite in column 5'),
+    ):
+        bad = rows.repeat(2, 1)
+        bad[1, column] = value
+        for build in (Scene, scene_bvh_reference):
+            with pytest.raises(ValueError, match=message):
+                build(bad)
 
 
 def test_tile_maxima_cover_the_border_nodes():
@@ -132,11 +165,7 @@ def rays_of(scene, generator, count):
     """Origins and directions, and the arguments of the operator for them."""
     origins = torch.rand(count, 3, generator=generator, dtype=torch.float64) * 10 + 1
     directions = torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    arguments = [
-        scene.primitives, *scene.tree, scene.heights, scene.maxima, *scene.lower, scene.cell, scene.top, origins,
-        directions, 1e-6, 1e9, False,
-    ]  # fmt: skip
-    return origins, directions, arguments
+    return origins, directions, [*arguments_of(scene), origins, directions, 1e-6, 1e9, False]
 
 
 @needs_extension
@@ -177,9 +206,7 @@ def test_rays_that_are_no_numbers_hit_nothing():
     hits = scene.cast(origins, directions)
     assert hits.primitive[:5].tolist() == [-1] * 5 and hits.primitive[5] >= 0
     assert (hits.distance[:5] == math.inf).all()
-    reference = scene_cast_reference(
-        scene.primitives, scene.heights, *scene.lower, scene.cell, origins, directions, 1e-6, 1e9, False
-    )
+    reference = scene_cast_reference(*arguments_of(scene), origins, directions, 1e-6, 1e9, False)
     assert torch.equal(reference[0], hits.primitive)
 
 

@@ -7,8 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from occforge.ops import sparse_conv as ops
 from occforge.ops._backend import extension_devices, has_extension
+from op_testing import check_fake
 
 SUBM = ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
 DOWN = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
@@ -75,15 +78,34 @@ def test_hand_numbers():
 
 
 @compiled
-@pytest.mark.parametrize('seed', range(60))
-def test_maps_equal_reference(seed):
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**31), channels=st.tuples(st.integers(0, 40), st.integers(0, 40)))
+def test_equals_reference(seed, channels):
     coords, shape, out_shape, geometry, transposed = random_case(seed)
     sites = ops.sparse_sites(coords, out_shape, *geometry, transposed)
     assert torch.equal(sites, ops.sparse_sites_reference(coords, out_shape, *geometry, transposed))
     index = ops.neighbour_map(coords, sites, shape, *geometry, transposed)
     assert torch.equal(index, ops.neighbour_map_reference(coords, sites, shape, *geometry, transposed))
     assert (index >= 0).any(0).all()
-    assert torch.equal(ops.transpose_map(index, len(coords)), ops.transpose_map_reference(index, len(coords)))
+    index_t = ops.transpose_map(index, len(coords))
+    assert torch.equal(index_t, ops.transpose_map_reference(index, len(coords)))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(coords), channels[0], generator=generator, requires_grad=True)
+    w = torch.randn(channels[1], len(index), channels[0], generator=generator, requires_grad=True)
+    exact = [value.detach().double().requires_grad_() for value in (x, w)]
+    out, wanted = ops.sparse_conv(x, w, index, index_t), ops.sparse_conv_reference(*exact, index)
+    torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-4)
+    upstream = torch.randn(out.shape, generator=generator)
+    found = torch.autograd.grad(out, (x, w), upstream)
+    for a, b in zip(found, torch.autograd.grad(wanted, exact, upstream.double())):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-3)
+    best, winner = ops.sparse_max_pool_reference(x.detach(), index)
+    found = torch.ops.occforge.sparse_max_pool(x.detach(), index)
+    assert torch.equal(found[0], best) and torch.equal(found[1], winner)
+    check_fake('sparse_sites', coords, out_shape, *geometry, transposed)
+    check_fake('sparse_map', coords, sites, shape, *geometry, transposed)
+    check_fake('sparse_conv', x.detach(), w.detach(), index, index_t)
+    check_fake('sparse_max_pool', x.detach(), index, index_t)
 
 
 @compiled
@@ -119,7 +141,7 @@ def test_pools_equal_reference(dtype):
     x = torch.randperm(len(coords))[:, None].mul(torch.tensor([1, -1])).div(256).to(dtype)
     for function, reference in (
         (ops.sparse_sum_pool, ops.sparse_sum_pool_reference),
-        (ops.sparse_max_pool, ops.sparse_max_pool_reference),
+        (ops.sparse_max_pool, lambda x, index: ops.sparse_max_pool_reference(x, index)[0]),
     ):
         ours, theirs = x.clone().requires_grad_(), x.clone().double().requires_grad_()
         out, expected = function(ours, index), reference(theirs, index)
@@ -130,18 +152,23 @@ def test_pools_equal_reference(dtype):
         )
 
 
-def small_case():
-    coords = voxels((4, 3, 4), 0.4)
+def small_case(seed=0):
+    coords = voxels((4, 3, 4), [0.4, 0.1, 0.9][seed % 3], seed=seed)
     index = ops.neighbour_map(coords, coords, (4, 3, 4), *SUBM)
     x = torch.randn(len(coords), 3, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 27, 3, dtype=torch.float64, requires_grad=True)
     return coords, index, ops.transpose_map(index, len(coords)), x, w
 
 
-@pytest.mark.parametrize('with_reverse', [True, False])
-def test_gradcheck(with_reverse):
-    _, index, index_t, x, w = small_case()
-    index_t = index_t if with_reverse else None
+@pytest.mark.parametrize('seed', range(20))
+def test_gradcheck(seed):
+    coords = voxels((3, 2, 4), [0.4, 0.2, 0.8][seed % 3], batch=1, seed=seed)
+    geometry = [SUBM, DOWN, ((2, 1, 3), (1, 1, 2), (0, 0, 1), (1, 1, 1))][seed % 3]
+    sites = coords if geometry is SUBM else ops.sparse_sites(coords, ops.output_shape((3, 2, 4), *geometry), *geometry)
+    index = ops.neighbour_map(coords, sites, (3, 2, 4), *geometry)
+    index_t = ops.transpose_map(index, len(coords)) if seed % 2 else None
+    x = torch.randn(len(coords), 1 + seed % 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(1 + seed % 2, len(index), 1 + seed % 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, w: ops.sparse_conv(x, w, index, index_t), (x, w))
     assert torch.autograd.gradgradcheck(lambda x, w: ops.sparse_conv(x, w, index, index_t), (x, w))
     assert torch.autograd.gradcheck(lambda x: ops.sparse_sum_pool(x, index, index_t), (x,))
@@ -300,7 +327,7 @@ def test_bad_coords_are_refused():
     with pytest.raises(ValueError, match='too many voxels'):
         ops.neighbour_map(coords[:2], coords[:2], (2**31 - 1, 2**31 - 1, 4), *SUBM)
     for wrong in (coords[0], coords[:, :3], coords.long(), coords.float()):
-        with pytest.raises(ValueError, match='coords must'):
+        with pytest.raises((ValueError, TypeError), match='coords must'):
             ops.neighbour_map(wrong, coords, (4, 4, 4), *SUBM)
     with pytest.raises(ValueError, match='stride'):
         ops.sparse_sites(coords, (2, 2, 2), (3, 3, 3), (0, 1, 1), (1, 1, 1), (1, 1, 1))
@@ -314,7 +341,7 @@ def test_corrupt_maps_are_refused():
     _, index, index_t, x, w = small_case()
     x, w = x.detach(), w.detach()
     rng = np.random.default_rng(0)
-    for _ in range(300):
+    for _ in range(1000):
         wrong = index.clone()
         value = int(rng.choice([-(2**31), -2, len(x), len(x) + 1, 2**31 - 1]))
         wrong[int(rng.integers(27)), int(rng.integers(len(x)))] = value
@@ -329,13 +356,15 @@ def test_corrupt_maps_are_refused():
         with pytest.raises(ValueError, match='expected -1 or a row below'):
             calls[int(rng.integers(len(calls)))](wrong)
     for wrong in (index.long(), index[0], index[None], index.float()):
-        with pytest.raises(ValueError, match='index'):
+        with pytest.raises((ValueError, TypeError), match='index must'):
             ops.sparse_conv(x, w, wrong)
     for wrong in (w[:, :5], w[..., :2], w[0]):
         with pytest.raises(ValueError, match='weight'):
             ops.sparse_conv(x, wrong, index)
     with pytest.raises(ValueError, match='index_t'):
         ops.sparse_conv(x, w, index, index_t[:, 1:])
+    with pytest.raises(TypeError, match='weight must be of the dtype of features'):
+        ops.sparse_conv(x, w.float(), index)
     with pytest.raises(ValueError, match='weight must be'):
         torch.ops.occforge.sparse_conv(x, w.float(), index)
 

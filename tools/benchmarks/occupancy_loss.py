@@ -73,10 +73,11 @@ def main():
         value = value.detach()
         seconds = time.perf_counter() - start
         extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024  # the highest so far
-        rows.append(dict(name=name, seconds=seconds, extra_bytes_so_far=extra, value=value.item()))
+        rows.append(dict(name=f'occupancy loss: {name}', seconds=seconds, peak_bytes=extra, value=value.item()))
         print(f'{name:14} {seconds:7.2f} s   at most {extra / 2**30:5.2f} GiB over the inputs   {value.item():.4f}')
     if args.out:
-        args.out.write_text(json.dumps(dict(shape=shape, grid=grid, threads=args.threads, rows=rows), indent=1) + '\n')
+        record = dict(device='cpu', threads=args.threads, shape=shape, grid=grid, rows=rows)
+        args.out.write_text(json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -2,10 +2,14 @@
 """Times the operators of occforge.ops against what one would write without them. Needs torch and numpy alone.
 
 Every peer runs in the same process on the same tensors, and its result is compared first. A row gives the fastest of
-several runs, the ratio to the peer, the bytes that have to move at least, the share of the copy bandwidth measured at
-the start that this amounts to, and the peak of newly allocated memory.
+several runs, the ratio to the peer, the bytes that have to move at least and the arithmetic, the share of the limit
+that this amounts to, and the peak of newly allocated memory. The limit is the longer of the times that the bytes take
+at the bandwidth of a large copy and the arithmetic at the rate of a large matrix product, both measured at the start
+('m' behind the share: memory, 'a': arithmetic).
 
     python tools/benchmarks/ops.py [--threads 2] [--repeat 9] [--only pool] [--out ops.json]
+
+``tools/benchmarks/table.py`` makes a table of the JSON files.
 """
 
 import argparse
@@ -52,6 +56,7 @@ from occforge.ops import (  # noqa: E402
     render_rays,
     voxelize,
 )
+from occforge.ops import sparse_conv as sparse  # noqa: E402
 from occforge.ops.deform_attn import deform_attn_reference  # noqa: E402
 from occforge.ops.frustum_pool import frustum_pool_reference  # noqa: E402
 from occforge.ops.grid_raycast import cast_rays_reference  # noqa: E402
@@ -107,6 +112,13 @@ def copy_bandwidth() -> float:
     source = torch.ones(2**26, device=args.device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / fastest(lambda: target.copy_(source), 5)
+
+
+def arithmetic_peak() -> float:
+    """Float32 operations a second of a large matrix product, an addition and a multiplication counted as two."""
+    side = 1536 if args.device == 'cpu' else 8192
+    a = torch.ones(side, side, device=args.device)
+    return 2 * side**3 / fastest(lambda: a @ a, 5)
 
 
 def camera_rig(bins, height, width, farthest, cameras=6) -> torch.Tensor:
@@ -208,7 +220,8 @@ def voxelize_rows():
 
         return group(keys)
 
-    torch.testing.assert_close(ours().features, by_rows(), rtol=1e-4, atol=1e-4)
+    for peer in (by_rows, by_packed_keys):
+        torch.testing.assert_close(ours().features, peer(), rtol=1e-4, atol=1e-4)
     voxels = len(ours().features)
     peers = {'unique(dim=0) + index_add_': by_rows, 'unique(packed) + index_add_': by_packed_keys}
     yield 'voxelize 300 k points', ours, peers, 4 * count * 6 + voxels * 36, count * 5
@@ -233,6 +246,8 @@ def voxelize_rows():
 
         upper = [low + size * cell for low, cell, size in zip(*grid)]
         mmcv_hard = Voxelization(grid[1], [*grid[0], *upper], *limits)
+        found, _, counts = mmcv_hard(points)
+        torch.testing.assert_close(hard().features, found.sum(1) / counts[:, None], rtol=1e-4, atol=1e-4)
         peers['mmcv hard'] = lambda: mmcv_hard(points)
     moved = 4 * count * 6 + len(hard().features) * 36
     yield 'hard voxelize 300 k points, mean', hard, peers, moved, count * 5
@@ -267,6 +282,7 @@ def confusion_rows():
         def by_torch(chosen=chosen):
             return torch.bincount(target[chosen].long() * 18 + pred[chosen], minlength=324)
 
+        assert torch.equal(by_torch().view(18, 18), run())
         peers = {'numpy bincount': peer, 'torch bincount': by_torch}
         yield f'confusion matrix 640 k cells, {name}', run, peers, moved * target.numel(), 0
 
@@ -286,7 +302,7 @@ def attention_rows():
         return deform_attn(inputs[0], [(height, width)], *inputs[1:], sample)
 
     def by_grid_sample():
-        return deform_attn_reference(inputs[0], [(height, width)], *inputs[1:], sample)
+        return deform_attn_reference(*inputs, sample, [height, width])
 
     def both(forward):
         return lambda: torch.autograd.grad(forward(), inputs, upstream)
@@ -382,6 +398,8 @@ def render_rows():
 
         for a, b in zip(ours(chosen), unfused()):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(b.detach().abs().max())))
+        for a, b in zip(both(lambda run=ours: run(chosen))(), both(unfused)()):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
         grids = 4 * (density.numel() + semantics.numel())
         total = len(origins) * samples
         moved = 3 * grids + 4 * len(origins) * 2 * (classes + 6)
@@ -398,6 +416,111 @@ def render_rows():
         )
 
 
+SUBMANIFOLD = ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+STRIDED = ((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1))
+
+
+def sparse_clouds(count):
+    """Lexicographic voxels (V, 4) and grid of a wavy surface, as LiDAR sees, and of a half-filled block."""
+    generator = torch.Generator().manual_seed(0)
+    side = int((count * 1.8) ** 0.5)
+    cell = torch.randperm(side * side, generator=generator)[:count].sort()[0]
+    i, j = cell // side, cell % side
+    k = (16 + 8 * torch.sin(i / 20) + 6 * torch.cos(j / 15) + torch.rand(len(cell), generator=generator)).long()
+    yield 'surface', torch.stack([torch.zeros_like(i), i, j, k], 1).int(), (side, side, 32)
+    side = max(1, int((count / 16) ** 0.5))
+    cell = torch.randperm(side * side * 32, generator=generator)[:count].sort()[0]
+    columns = torch.zeros_like(cell), cell // (side * 32), cell // 32 % side, cell % 32
+    yield 'block', torch.stack(columns, 1).int(), (side, side, 32)
+
+
+def spconv_peer(features, weight, coords, shape):
+    """spconv's submanifold layer, on the CPU held to one thread (it computes wrong numbers with more); None without."""
+    try:
+        import spconv.pytorch as spconv
+    except ImportError:
+        return None
+    layer = spconv.SubMConv3d(features.shape[1], weight.shape[0], 3, bias=False, indice_key='k').to(args.device)
+    with torch.no_grad():
+        layer.weight.copy_(weight.view(layer.weight.shape))
+
+    def run():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if args.device == 'cpu' else threads)
+        with torch.no_grad():
+            out = layer(spconv_input).features
+        torch.set_num_threads(threads)
+        return out
+
+    spconv_input = spconv.SparseConvTensor(features, coords, shape, 1)
+    return run
+
+
+def sparse_rows(name, count, channels, clouds=('surface', 'block'), dense=True):
+    """A 3 x 3 x 3 submanifold convolution, its maps, and those of one of stride 2."""
+    for cloud, coords, shape in sparse_clouds(count):
+        if cloud not in clouds:
+            continue
+        coords = coords.to(args.device)
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(count, channels, generator=generator).to(args.device)
+        weight = torch.randn(channels, 27, channels, generator=generator).to(args.device) / channels**0.5
+        upstream = torch.randn(count, channels, generator=generator).to(args.device)
+        index = sparse.neighbour_map(coords, coords, shape, *SUBMANIFOLD)
+        index_t = sparse.transpose_map(index, count)
+        pairs = int((index >= 0).sum())
+        title = f'sparse conv {name}, {cloud}'
+
+        def submanifold(coords=coords, shape=shape):
+            return sparse.neighbour_map(coords, coords, shape, *SUBMANIFOLD)
+
+        def submanifold_by_torch(coords=coords, shape=shape):
+            return sparse.neighbour_map_reference(coords, coords, shape, *SUBMANIFOLD)
+
+        def strided(coords=coords, shape=shape):
+            sites = sparse.sparse_sites(coords, sparse.output_shape(shape, *STRIDED), *STRIDED)
+            return sparse.neighbour_map(coords, sites, shape, *STRIDED)
+
+        assert torch.equal(submanifold(), submanifold_by_torch())
+        yield f'{title}: map', submanifold, {'torch search': submanifold_by_torch}, 16 * count + 4 * index.numel(), 0
+        yield f'{title}: sites and map of stride 2', strided, {}, 16 * count + 4 * strided().numel(), 0
+
+        def ours(features=features, weight=weight, index=index, index_t=index_t):
+            return sparse.sparse_conv(features, weight, index, index_t)
+
+        def by_torch(features=features, weight=weight, index=index):
+            return sparse.sparse_conv_reference(features, weight, index)
+
+        peers = {'gather, product, index_add_': by_torch}
+        if dense:
+            volume = torch.zeros(channels, *shape, device=args.device)
+            places = tuple(coords[:, 1:].long().T)
+            volume[(slice(None), *places)] = features.T
+            kernel = weight.view(channels, 3, 3, 3, channels).permute(0, 4, 1, 2, 3).contiguous()
+
+            def by_dense(volume=volume, kernel=kernel):
+                return torch.nn.functional.conv3d(volume[None], kernel, padding=1)
+
+            at_voxels = by_dense()[0][(slice(None), *places)].T
+            torch.testing.assert_close(ours(), at_voxels, rtol=1e-4, atol=1e-3)
+            peers['dense conv3d'] = by_dense
+        spconv = spconv_peer(features, weight, coords, shape)
+        if spconv is not None:
+            torch.testing.assert_close(ours(), spconv(), rtol=1e-4, atol=1e-3)
+            peers['spconv, one thread' if args.device == 'cpu' else 'spconv'] = spconv
+        torch.testing.assert_close(ours(), by_torch(), rtol=1e-4, atol=1e-3)
+        moved = 4 * (2 * count * channels + weight.numel() + index.numel())
+        flops = 2 * pairs * channels**2
+        yield f'{title}: forward', ours, peers, moved, flops
+        leaves = features.clone().requires_grad_(), weight.clone().requires_grad_()
+
+        def both(forward, leaves=leaves, upstream=upstream):
+            return lambda: torch.autograd.grad(forward(*leaves), leaves, upstream)
+
+        peers = {'gather, product, index_add_': both(by_torch)}
+        yield f'{title}: forward+backward', both(ours), peers, 3 * moved, 3 * flops
+
+
 def all_rows():
     yield from pool_rows('FB-OCC 6x80x16x44 C80', 80, 16, 44, 80, [-40, -40, -1], [0.8, 0.8, 0.8], [100, 100, 8])
     yield from pool_rows('BEVDet-Occ 6x59x16x44 C64', 59, 16, 44, 64, [-40, -40, -1], [0.4, 0.4, 6.4], [200, 200, 1])
@@ -410,16 +533,20 @@ def all_rows():
     yield from attention_rows()
     yield from ray_rows()
     yield from render_rows()
+    yield from sparse_rows('50 k voxels, C 32', 50_000, 32)
+    yield from sparse_rows('120 k voxels, C 16 (BEVFusion)', 120_000, 16, ('surface',), dense=False)
+    yield from sparse_rows('60 k voxels, C 96 (Res16UNet34C)', 60_000, 96, ('surface',), dense=False)
 
 
 def main():
     torch.set_num_threads(args.threads)
     if not has_extension():
         print('the compiled operators are not available: these are the times of the plain-torch references')
-    bandwidth = copy_bandwidth()
+    bandwidth, peak_rate = copy_bandwidth(), arithmetic_peak()
     machine = f'{platform.machine()}, {platform.processor() or "unknown processor"}, torch {torch.__version__}'
-    print(f'{args.device}, {args.threads} threads, {machine}; copy {bandwidth / 1e9:.1f} GB/s')
-    head = f'{"operator":<60}{"ms":>9}{"MB":>8}{"of copy":>9}{"GFLOP/s":>9}{"peak MB":>9}'
+    rates = f'copy {bandwidth / 1e9:.1f} GB/s, matrix product {peak_rate / 1e9:.0f} GFLOP/s'
+    print(f'{args.device}, {args.threads} threads, {machine}; {rates}')
+    head = f'{"operator":<66}{"ms":>9}{"MB":>8}{"GFLOP":>8}{"of limit":>10}{"peak MB":>9}'
     print(f'{head}  ratio to peers (peer ms, peak MB)')
     results = []
     for name, run, peers, moved, flops in all_rows():
@@ -427,7 +554,9 @@ def main():
             continue
         seconds, peak = fastest(run), peak_bytes(run)
         row = dict(name=name, seconds=seconds, bytes=moved, flops=flops, peak_bytes=peak, peers={})
-        row['fraction_of_copy'] = moved / seconds / bandwidth
+        limits = dict(memory=moved / bandwidth, arithmetic=flops / peak_rate)
+        row['limited_by'] = max(limits, key=limits.get)
+        row['fraction_of_limit'] = limits[row['limited_by']] / seconds
         shown = []
         for peer, peer_run in peers.items():
             part = peer_run if isinstance(peer_run, Part) else Part(peer_run)
@@ -437,13 +566,14 @@ def main():
             shown.append(f'{peer_seconds / seconds:.1f}x {peer} ({peer_seconds * 1e3:.1f}, {peer_peak / 1e6:.0f})')
         results.append(row)
         print(
-            f'{name:<60}{seconds * 1e3:>9.2f}{moved / 1e6:>8.1f}{row["fraction_of_copy"]:>9.2f}'
-            f'{flops / seconds / 1e9:>9.2f}{peak / 1e6:>9.1f}  {"; ".join(shown)}',
+            f'{name:<66}{seconds * 1e3:>9.2f}{moved / 1e6:>8.1f}{flops / 1e9:>8.2f}'
+            f'{row["fraction_of_limit"]:>9.2f}{row["limited_by"][0]}{peak / 1e6:>9.1f}  {"; ".join(shown)}',
             flush=True,
         )
     if args.out:
         record = dict(device=args.device, threads=args.threads, machine=machine, copy_bytes_per_second=bandwidth)
-        args.out.write_text(json.dumps(dict(record, rows=results), indent=1) + '\n')
+        record.update(product_flops_per_second=peak_rate, date=time.strftime('%Y-%m-%d'), rows=results)
+        args.out.write_text(json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Operators of csrc/ with their plain-torch references. Needs torch alone."""
 
-from ._backend import extension_devices, has_extension
+from ._backend import absent_operators, extension_devices, has_extension
 from .compositing import (
     accumulate,
     alpha_to_weights,
@@ -12,7 +12,7 @@ from .compositing import (
 )
 from .confusion import confusion_matrix
 from .deform_attn import deform_attn, depth_deform_attn, sample_depth
-from .frustum_pool import FrustumIndices, frustum_indices, frustum_pool
+from .frustum_pool import FrustumIndexCache, FrustumIndices, frustum_indices, frustum_pool
 from .grid_raycast import RayHits, cast_rays, observed_cells
 from .ray_counts import ray_counts
 from .ray_samples import RaySamples, clip_rays, sample_rays
@@ -20,11 +20,13 @@ from .volume_render import RayRendering, render_rays, render_samples
 from .voxelize import Voxels, hard_voxelize, voxelize
 
 __all__ = [
+    'FrustumIndexCache',
     'FrustumIndices',
     'RayHits',
     'RayRendering',
     'RaySamples',
     'Voxels',
+    'absent_operators',
     'accumulate',
     'alpha_to_weights',
     'binary_entropy',

@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from ._backend import has_extension, once_differentiable, use_extension
+from ._backend import choose, compiled, once_differentiable
 from ._checks import check_device, check_tensor
 
 __all__ = [
@@ -63,7 +63,7 @@ def density_to_alpha(density: torch.Tensor, shift: float = 0.0, interval: float 
             )
     flat = _computed(density.flatten())
     interval = torch.as_tensor(interval, dtype=flat.dtype, device=flat.device).detach().flatten()
-    run = torch.ops.occforge.density_alpha if use_extension(density.device) else density_to_alpha_reference
+    run = choose('density_alpha', density.device, density_to_alpha_reference)
     return run(flat, interval, float(shift)).view(density.shape)
 
 
@@ -97,7 +97,7 @@ def alpha_to_weights(alpha: torch.Tensor, offset: torch.Tensor, stop: float = 0.
     """
     check_tensor('alpha', alpha, '(M,)', 1, dtypes=_FLOATING)
     _check_offset(offset, alpha)
-    run = torch.ops.occforge.alpha_weights if use_extension(alpha.device) else alpha_to_weights_reference
+    run = choose('alpha_weights', alpha.device, alpha_to_weights_reference)
     return tuple(run(_computed(alpha), offset, float(stop)))
 
 
@@ -125,7 +125,7 @@ def accumulate(weights: torch.Tensor, values: torch.Tensor, offset: torch.Tensor
     check_device(weights=weights, values=values)
     dtype = torch.promote_types(_computed(weights).dtype, _computed(values).dtype)
     rows = values.to(dtype) if values.ndim == 2 else values.to(dtype)[:, None]
-    run = torch.ops.occforge.ray_sum if use_extension(weights.device) else accumulate_reference
+    run = choose('ray_sum', weights.device, accumulate_reference)
     sums = run(weights.to(dtype), rows, offset)
     return sums if values.ndim == 2 else sums[:, 0]
 
@@ -162,7 +162,7 @@ def distortion(
     width = torch.as_tensor(width, dtype=dtype, device=weights.device).detach().flatten()
     if width.shape[0] not in (1, weights.shape[0]):
         raise ValueError(f'width must be one number or (M,), found {tuple(width.shape)}')
-    run = torch.ops.occforge.ray_distortion if use_extension(weights.device) else distortion_reference
+    run = choose('ray_distortion', weights.device, distortion_reference)
     return run(weights.to(dtype), t.detach().to(dtype), width, offset)
 
 
@@ -226,71 +226,75 @@ def distortion_reference(weights, t, width, offset):
     return terms.new_zeros(len(offset) - 1).index_add(0, ray, terms)
 
 
-if has_extension():
-    _ops = torch.ops.occforge
+def _fake_density(density, interval, shift):
+    return density.new_empty(density.shape)
 
-    @torch.library.register_fake('occforge::density_alpha')
-    def _(density, interval, shift):
-        return density.new_empty(density.shape)
 
-    @torch.library.register_fake('occforge::density_alpha_backward')
-    def _(grad, density, interval, shift):
-        return density.new_empty(density.shape)
+def _setup_density(ctx, inputs, output):
+    density, interval, ctx.shift = inputs
+    ctx.save_for_backward(density, interval)
 
-    @torch.library.register_fake('occforge::alpha_weights')
-    def _(alpha, offset, stop):
-        return alpha.new_empty(alpha.shape), alpha.new_empty(offset.shape[0] - 1)
 
-    @torch.library.register_fake('occforge::alpha_weights_backward')
-    def _(grad_weights, grad_transmittance, alpha, offset, stop):
-        return alpha.new_empty(alpha.shape)
+def _density_formula(ctx, grad):
+    return torch.ops.occforge.density_alpha_backward(grad, *ctx.saved_tensors, ctx.shift), None, None
 
-    @torch.library.register_fake('occforge::ray_sum')
-    def _(weights, values, offset):
-        return values.new_empty(offset.shape[0] - 1, values.shape[1])
 
-    @torch.library.register_fake('occforge::ray_sum_backward')
-    def _(grad, weights, values, offset):
-        return weights.new_empty(weights.shape), values.new_empty(values.shape)
+def _fake_weights(alpha, offset, stop):
+    return alpha.new_empty(alpha.shape), alpha.new_empty(offset.shape[0] - 1)
 
-    @torch.library.register_fake('occforge::ray_distortion')
-    def _(weights, t, width, offset):
-        return weights.new_empty(offset.shape[0] - 1)
 
-    @torch.library.register_fake('occforge::ray_distortion_backward')
-    def _(grad, weights, t, width, offset):
-        return weights.new_empty(weights.shape)
+def _fake_weights_backward(grad_weights, grad_transmittance, alpha, offset, stop):
+    return alpha.new_empty(alpha.shape)
 
-    def _setup_density(ctx, inputs, output):
-        density, interval, ctx.shift = inputs
-        ctx.save_for_backward(density, interval)
 
-    def _density_formula(ctx, grad):
-        return _ops.density_alpha_backward(grad, *ctx.saved_tensors, ctx.shift), None, None
+def _setup_weights(ctx, inputs, output):
+    alpha, offset, ctx.stop = inputs
+    ctx.save_for_backward(alpha, offset)
 
-    def _setup_weights(ctx, inputs, output):
-        alpha, offset, ctx.stop = inputs
-        ctx.save_for_backward(alpha, offset)
 
-    def _weights_formula(ctx, grad_weights, grad_transmittance):
-        return _ops.alpha_weights_backward(grad_weights, grad_transmittance, *ctx.saved_tensors, ctx.stop), None, None
+def _weights_formula(ctx, *grads):
+    return torch.ops.occforge.alpha_weights_backward(*grads, *ctx.saved_tensors, ctx.stop), None, None
 
-    def _setup_sum(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
 
-    def _sum_formula(ctx, grad):
-        return (*_ops.ray_sum_backward(grad, *ctx.saved_tensors), None)
+def _fake_sum(weights, values, offset):
+    return values.new_empty(offset.shape[0] - 1, values.shape[1])
 
-    def _distortion_formula(ctx, grad):
-        return _ops.ray_distortion_backward(grad, *ctx.saved_tensors), None, None, None
 
-    for _name, _formula, _setup in (
-        ('density_alpha', _density_formula, _setup_density),
-        ('alpha_weights', _weights_formula, _setup_weights),
-        ('ray_sum', _sum_formula, _setup_sum),
-        ('ray_distortion', _distortion_formula, _setup_sum),
-    ):
-        torch.library.register_autograd(f'occforge::{_name}', _formula, setup_context=_setup)
-        once_differentiable(f'{_name}_backward')
-        for _device in ('cpu', 'cuda'):
-            torch.library.register_autocast(f'occforge::{_name}', _device, torch.float32)
+def _fake_sum_backward(grad, weights, values, offset):
+    return weights.new_empty(weights.shape), values.new_empty(values.shape)
+
+
+def _setup_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _sum_formula(ctx, grad):
+    return (*torch.ops.occforge.ray_sum_backward(grad, *ctx.saved_tensors), None)
+
+
+def _fake_distortion(weights, t, width, offset):
+    return weights.new_empty(offset.shape[0] - 1)
+
+
+def _distortion_formula(ctx, grad):
+    return torch.ops.occforge.ray_distortion_backward(grad, *ctx.saved_tensors), None, None, None
+
+
+def _fake_like_first(grad, tensor, *rest):
+    return tensor.new_empty(tensor.shape)
+
+
+for _name, _fake, _fake_backward, _formula, _setup in (
+    ('density_alpha', _fake_density, _fake_like_first, _density_formula, _setup_density),
+    ('alpha_weights', _fake_weights, _fake_weights_backward, _weights_formula, _setup_weights),
+    ('ray_sum', _fake_sum, _fake_sum_backward, _sum_formula, _setup_inputs),
+    ('ray_distortion', _fake_distortion, _fake_like_first, _distortion_formula, _setup_inputs),
+):
+    if not compiled(_name, f'{_name}_backward'):
+        continue
+    torch.library.register_fake(f'occforge::{_name}')(_fake)
+    torch.library.register_fake(f'occforge::{_name}_backward')(_fake_backward)
+    torch.library.register_autograd(f'occforge::{_name}', _formula, setup_context=_setup)
+    once_differentiable(f'{_name}_backward')
+    for _device in ('cpu', 'cuda'):
+        torch.library.register_autocast(f'occforge::{_name}', _device, torch.float32)

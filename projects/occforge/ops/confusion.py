@@ -2,7 +2,7 @@
 
 import torch
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
 from ._checks import check_device, check_tensor
 
 __all__ = ['confusion_matrix', 'confusion_matrix_reference']
@@ -48,7 +48,7 @@ def confusion_matrix(
     pred, target = (
         value if value.dtype in (torch.uint8, torch.int64) else value.to(torch.int64) for value in (pred, target)
     )
-    run = torch.ops.occforge.confusion_matrix if use_extension(target.device) else confusion_matrix_reference
+    run = choose('confusion_matrix', target.device, confusion_matrix_reference)
     return run(pred, target, int(num_classes), mask)
 
 
@@ -67,7 +67,7 @@ def confusion_matrix_reference(pred, target, num_classes, mask):
     return torch.bincount(target * num_classes + pred, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-if has_extension():
+if compiled('confusion_matrix'):
 
     @torch.library.register_fake('occforge::confusion_matrix')
     def _(pred, target, num_classes, mask):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
 from ._checks import check_device, check_tensor
 
 __all__ = ['deform_attn', 'deform_attn_reference', 'depth_deform_attn', 'sample_depth']
@@ -83,11 +83,8 @@ def deform_attn(
         raise ValueError(f'shapes {shapes} do not sum to the {value.shape[1]} sites of value')
     dtype = torch.promote_types(torch.promote_types(value.dtype, locations.dtype), weights.dtype)
     value, locations, weights = value.to(dtype), locations.to(dtype), weights.to(dtype)
-    if use_extension(value.device):
-        flat = [side for pair in shapes for side in pair]
-        out = torch.ops.occforge.deform_attn(value, locations, weights, sample, flat)
-    else:
-        out = deform_attn_reference(value, shapes, locations, weights, sample)
+    run = choose('deform_attn', value.device, deform_attn_reference)
+    out = run(value, locations, weights, sample, [side for pair in shapes for side in pair])
     return out.view(*shape, out.shape[-1])
 
 
@@ -181,8 +178,10 @@ def depth_deform_attn(
     return deform_attn(value, shapes, locations, weights.flatten(-2), sample)
 
 
-def deform_attn_reference(value, shapes, locations, weights, sample):
-    """Plain-torch form of ``deform_attn`` with ``sample``: one ``grid_sample`` for each image and level."""
+def deform_attn_reference(value, locations, weights, sample, shapes):
+    """Plain-torch form of the operator behind ``deform_attn`` (``shapes`` is flat: h, w, h, w, ...): one
+    ``grid_sample`` for each image and level."""
+    shapes = list(zip(shapes[::2], shapes[1::2]))
     images, _, heads, channels = value.shape
     queries, points = len(locations), locations.shape[3]
     if queries and not (int(sample.min()) >= 0 and int(sample.max()) < images):
@@ -208,7 +207,7 @@ def deform_attn_reference(value, shapes, locations, weights, sample):
     return out.flatten(1).to(dtype)
 
 
-if has_extension():
+if compiled('deform_attn', 'deform_attn_backward'):
 
     @torch.library.register_fake('occforge::deform_attn')
     def _(value, locations, weights, sample, shapes):

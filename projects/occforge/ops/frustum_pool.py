@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
 from ._checks import check_device, check_tensor, three_floats, three_sizes
 
 __all__ = [
+    'FrustumIndexCache',
     'FrustumIndices',
     'frustum_indices',
     'frustum_indices_reference',
@@ -39,7 +40,8 @@ def frustum_indices(
     zero as in the field's implementations: a point up to one cell below the lower bound falls into cell 0. Points
     elsewhere outside, NaN and infinity are left out.
 
-    Depends on the calibration and the augmentation alone, so for fixed ones the result can be kept and used again.
+    Depends on the calibration and the augmentation alone, so for fixed ones the result can be kept and used again:
+    ``FrustumIndexCache`` does.
 
     Args:
         points: (B, N, D, h, w, 3) x, y, z in metres (ego frame) for B samples, N cameras, D depth bins, an h x w
@@ -65,8 +67,34 @@ def frustum_indices(
         three_floats('interval', interval, positive=True),
         three_sizes('size', size),
     )
-    run = torch.ops.occforge.frustum_indices if use_extension(points.device) else frustum_indices_reference
+    run = choose('frustum_indices', points.device, frustum_indices_reference)
     return FrustumIndices(*run(points, lower, interval, size))
+
+
+class FrustumIndexCache:
+    """``frustum_indices`` that keeps its last result: made anew when other points come than the last time.
+
+    For a rig that stays as it is, without augmentation. Comparing reads the points once, far less than sorting them; on
+    a GPU the host waits for the outcome. Where torch.compile traces it nothing is kept. A copy starts empty.
+    """
+
+    def __init__(self):
+        self._made_for = self._points = self._indices = None
+
+    def __reduce__(self):
+        return FrustumIndexCache, ()
+
+    def __call__(
+        self, points: torch.Tensor, lower: Sequence[float], interval: Sequence[float], size: Sequence[int]
+    ) -> FrustumIndices:
+        """Arguments and result as ``frustum_indices``."""
+        if torch.compiler.is_compiling():
+            return frustum_indices(points, lower, interval, size)
+        made_for = points.dtype, points.device, points.shape, *(tuple(map(float, x)) for x in (lower, interval, size))
+        if made_for != self._made_for or not torch.equal(points, self._points):
+            self._indices = frustum_indices(points, lower, interval, size)
+            self._made_for, self._points = made_for, points.detach().clone()
+        return self._indices
 
 
 def frustum_pool(depth: torch.Tensor, feat: torch.Tensor, indices: FrustumIndices, size: Sequence[int]) -> torch.Tensor:
@@ -118,7 +146,7 @@ def frustum_pool(depth: torch.Tensor, feat: torch.Tensor, indices: FrustumIndice
     check_device(depth=depth, feat=feat, voxel=voxel, point=point, offset=offset)
     dtype = torch.promote_types(depth.dtype, feat.dtype)
     depth, feat = depth.to(dtype), feat.to(dtype)
-    run = torch.ops.occforge.frustum_pool if use_extension(depth.device) else frustum_pool_reference
+    run = choose('frustum_pool', depth.device, frustum_pool_reference)
     return run(depth, feat, voxel, point, offset, size)
 
 
@@ -156,13 +184,16 @@ def frustum_pool_reference(depth, feat, voxel, point, offset, size):
     return out.permute(0, 4, 1, 2, 3)
 
 
-if has_extension():
+if compiled('frustum_indices'):
 
     @torch.library.register_fake('occforge::frustum_indices')
     def _(points, lower, interval, size):
         voxel = points.new_empty(points.shape[:5], dtype=torch.int64)
         cells = points.shape[0] * size[0] * size[1] * size[2]
         return voxel, voxel.new_empty(voxel.numel()), voxel.new_empty(cells + 1)
+
+
+if compiled('frustum_pool', 'frustum_pool_backward'):
 
     @torch.library.register_fake('occforge::frustum_pool')
     def _(depth, feat, voxel, point, offset, size):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
 from ._checks import check_device, check_tensor, three_floats
 
 __all__ = ['RayHits', 'cast_rays', 'cast_rays_reference', 'observed_cells', 'observed_cells_reference']
@@ -116,7 +116,7 @@ def cast_rays(
         _check_free(free),
         max_distance,
     )
-    run = torch.ops.occforge.cast_rays if use_extension(grid.device) else cast_rays_reference
+    run = choose('cast_rays', grid.device, cast_rays_reference)
     return RayHits(*run(*arguments))
 
 
@@ -163,7 +163,7 @@ def observed_cells(
         _check_free(free),
         bool(through_occupied),
     )
-    run = torch.ops.occforge.observed_cells if use_extension(grid.device) else observed_cells_reference
+    run = choose('observed_cells', grid.device, observed_cells_reference)
     return run(*arguments)
 
 
@@ -266,7 +266,7 @@ def observed_cells_reference(grid, origins, targets, lower, voxel_size, free, th
     return seen
 
 
-if has_extension():
+if compiled('cast_rays'):
 
     @torch.library.register_fake('occforge::cast_rays')
     def _(grid, origins, directions, grid_index, lower, voxel_size, free, max_distance):
@@ -277,6 +277,9 @@ if has_extension():
             origins.new_empty(rays),
             origins.new_empty(rays),
         )
+
+
+if compiled('observed_cells'):
 
     @torch.library.register_fake('occforge::observed_cells')
     def _(grid, origins, targets, lower, voxel_size, free, through_occupied):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
 from ._checks import check_device, check_tensor, three_floats
 from .grid_raycast import _check_free, _label_grid, _rays, cast_rays_reference
 
@@ -86,7 +86,7 @@ def ray_counts(
         int(rings),
         thresholds,
     )
-    run = torch.ops.occforge.ray_counts if use_extension(target.device) else ray_counts_reference
+    run = choose('ray_counts', target.device, ray_counts_reference)
     return run(*arguments)
 
 
@@ -119,7 +119,7 @@ def ray_counts_reference(
     return counts
 
 
-if has_extension():
+if compiled('ray_counts'):
 
     @torch.library.register_fake('occforge::ray_counts')
     def _(pred, target, ring, origins, directions, lower, voxel_size, free, num_classes, rings, thresholds):

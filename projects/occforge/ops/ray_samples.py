@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
 from ._checks import check_device, check_tensor, three_floats
 
 __all__ = [
@@ -71,7 +71,7 @@ def clip_rays(
         raise ValueError(f'near must be finite and not above far, found {near} and {far}')
     dtype = torch.promote_types(origins.dtype, directions.dtype)
     origins, directions = origins.detach().to(dtype), directions.detach().to(dtype)
-    run = torch.ops.occforge.clip_rays if use_extension(origins.device) else clip_rays_reference
+    run = choose('clip_rays', origins.device, clip_rays_reference)
     return tuple(run(origins, directions, lower, upper, float(near), float(far)))
 
 
@@ -142,7 +142,7 @@ def sample_rays(
         wanted = torch.where(length > 0, counts, 0)
         step = length / wanted.clamp_min(1)
     seed = seed_tensor(seed, near.device)
-    run = torch.ops.occforge.ray_samples if use_extension(near.device) else ray_samples_reference
+    run = choose('ray_samples', near.device, ray_samples_reference)
     return RaySamples(*run(near, step, wanted, float(position), seed))
 
 
@@ -202,11 +202,14 @@ def ray_samples_reference(near, step, counts, position, seed):
     return near[ray] + (sample.to(near.dtype) + inside) * step[ray], ray, offset
 
 
-if has_extension():
+if compiled('clip_rays'):
 
     @torch.library.register_fake('occforge::clip_rays')
     def _(origins, directions, lower, upper, near, far):
         return tuple(directions.new_empty(directions.shape[0]) for _ in range(2))
+
+
+if compiled('ray_samples'):
 
     @torch.library.register_fake('occforge::ray_samples')
     def _(near, step, counts, position, seed):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._backend import has_extension
+from ._backend import choose, compiled
 
 BOX, CONE, ELLIPSOID = 0, 1, 2
 COLUMNS = 20  # of a primitive's row, see csrc/render/scene_cast_kernel.h
@@ -88,12 +88,8 @@ class Scene:
         self.lower = (float(lower[0]), float(lower[1]))
         self.cell = float(cell)
         self.top = float(maxima.max()) + 1e-4 if maxima.numel() else 0.0
-        self.tree = None
-        if has_extension():
-            try:
-                self.tree = torch.ops.occforge.scene_bvh(self.primitives.cpu())
-            except RuntimeError as error:
-                raise ValueError(str(error).split('\n')[0]) from None
+        table = self.primitives.cpu()
+        self.tree = choose('scene_bvh', table.device, scene_bvh_reference)(table)
 
     def to(self, device) -> 'Scene':
         """The same scene on another device."""
@@ -101,8 +97,7 @@ class Scene:
         other.__dict__.update(self.__dict__)
         for name in ('primitives', 'heights', 'maxima'):
             setattr(other, name, getattr(self, name).to(device))
-        if self.tree is not None:
-            other.tree = tuple(part.to(device) for part in self.tree)
+        other.tree = tuple(part.to(device) for part in self.tree)
         return other
 
     def cast(self, origins, directions, near: float = 1e-6, far: float = math.inf) -> SceneHits:
@@ -126,11 +121,8 @@ class Scene:
             raise ValueError(f'{origins.size(0)} origins do not match {directions.size(0)} directions')
         heights, maxima = (self.heights, self.maxima) if ground else (self.heights[:0], self.maxima[:0])
         far = min(float(far), 1e9)
-        if self.tree is None:
-            return scene_cast_reference(
-                self.primitives, heights, *self.lower, self.cell, origins, directions, near, far, any_hit
-            )
-        return torch.ops.occforge.scene_cast(
+        run = choose('scene_cast', directions.device, scene_cast_reference)
+        return run(
             self.primitives, *self.tree, heights, maxima, *self.lower, self.cell, self.top, origins, directions, near,
             far, any_hit,
         )  # fmt: skip
@@ -156,8 +148,27 @@ def tile_maxima(heights: torch.Tensor) -> torch.Tensor:
 _REFERENCE_PAIRS = 1 << 21
 
 
+def scene_bvh_reference(primitives) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The operator ``occforge::scene_bvh`` in plain torch: the same checks, and a tree that is one leaf (for
+    ``scene_cast_reference``, which does not look at it)."""
+    if not bool(primitives.isfinite().all()):
+        row, column = (~primitives.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f'scene_bvh: primitive {row} has a value that is not finite in column {column}')
+    kind, (a, b, c) = primitives[:, 0], primitives[:, 13:16].unbind(1)
+    unknown = ((kind != BOX) & (kind != CONE) & (kind != ELLIPSOID)).nonzero()
+    if len(unknown):
+        raise ValueError(f'scene_bvh: primitive {int(unknown[0])} has the unknown type {float(kind[unknown[0]]):g}')
+    solid = (c > 0) & (a >= 0) & (b >= 0) & ((kind == CONE) | ((a > 0) & (b > 0)))
+    if not bool(solid.all()):
+        raise ValueError(f'scene_bvh: primitive {int((~solid).nonzero()[0])} has no extent')
+    count = len(primitives)
+    everywhere = torch.tensor([[-math.inf] * 3 + [math.inf] * 3])
+    leaf = torch.tensor([[0, count]], dtype=torch.int32)
+    return everywhere[:count], leaf[:count], torch.arange(count, dtype=torch.int32)
+
+
 def scene_cast_reference(
-    primitives, heights, x0, y0, cell, origins, directions, near, far, any_hit
+    primitives, bounds, links, order, heights, maxima, x0, y0, cell, top, origins, directions, near, far, any_hit
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Every ray against every primitive and every cell of the ground, in plain torch: for tests, and where nothing is
     compiled. Time R x cells, memory in slices of rays.
@@ -169,7 +180,9 @@ def scene_cast_reference(
     step = max(1, _REFERENCE_PAIRS // max(1, heights.numel()))
     if rays > step:
         slices = [
-            scene_cast_reference(primitives, heights, x0, y0, cell, o, d, near, far, any_hit)
+            scene_cast_reference(
+                primitives, bounds, links, order, heights, maxima, x0, y0, cell, top, o, d, near, far, any_hit
+            )
             for o, d in zip(origins.split(step), directions.split(step))
         ]
         return tuple(torch.cat(parts) for parts in zip(*slices))
@@ -324,7 +337,7 @@ def _ground_normal(heights, x0, y0, cell, point):
     return n / n.norm(dim=1, keepdim=True)
 
 
-if has_extension():
+if compiled('scene_bvh', 'scene_cast'):
 
     @torch.library.register_fake('occforge::scene_bvh')
     def _(primitives):

@@ -22,9 +22,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
+from ._checks import check_device, check_tensor
 
 Triple = tuple[int, int, int]
+
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def as_triple(value: int | Sequence[int], name: str, minimum: int = 0) -> Triple:
@@ -65,14 +68,11 @@ def linear_key(coords: Tensor, spatial_shape: Sequence[int]) -> Tensor:
 
 
 def check_coords(coords: Tensor, batch_size: int, spatial_shape: Sequence[int]) -> None:
-    """Raises ValueError unless coords is (V, 4) int32 inside the grid and names no voxel twice.
+    """Raises ValueError or TypeError unless coords is (V, 4) int32 inside the grid and names no voxel twice.
 
     On a GPU this waits for the device once.
     """
-    if coords.dim() != 2 or coords.shape[1] != 4:
-        raise ValueError(f'coords: expected shape (V, 4) with rows (batch, x, y, z), found {tuple(coords.shape)}')
-    if coords.dtype != torch.int32:
-        raise ValueError(f'coords: expected int32, found {coords.dtype}')
+    check_tensor('coords', coords, '(V, 4) with rows (batch, x, y, z)', 2, 4, (torch.int32,))
     if len(coords) == 0:
         return
     sizes = (batch_size, *spatial_shape)
@@ -127,6 +127,7 @@ def neighbour_map_reference(
     coords, out_coords, spatial_shape, kernel, stride, padding, dilation, transposed=False
 ) -> Tensor:
     """``neighbour_map`` in plain torch."""
+    check_coords(coords, int(coords[:, 0].max()) + 1 if len(coords) else 0, spatial_shape)
     key, order = linear_key(coords, spatial_shape).sort()
     index = out_coords.new_full((kernel[0] * kernel[1] * kernel[2], len(out_coords)), -1)
     if len(coords) == 0 or len(out_coords) == 0:
@@ -143,14 +144,21 @@ def neighbour_map_reference(
 
 def transpose_map_reference(index: Tensor, num_in: int) -> Tensor:
     """``transpose_map`` in plain torch."""
+    _check_rows('index', index, num_in)
     result = index.new_full((len(index), num_in), -1)
     tap, row = (index >= 0).nonzero().unbind(1)
     result[tap, index[tap, row].long()] = row.int()
     return result
 
 
-def sparse_conv_reference(features: Tensor, weight: Tensor, index: Tensor) -> Tensor:
-    """``sparse_conv`` in plain torch; differentiable."""
+def _check_rows(name: str, index: Tensor, rows: int) -> None:
+    if index.numel() and not (int(index.min()) >= -1 and int(index.max()) < rows):
+        raise ValueError(f'{name}: expected -1 or a row below {rows}, found another value')
+
+
+def sparse_conv_reference(features: Tensor, weight: Tensor, index: Tensor, index_t: Tensor | None = None) -> Tensor:
+    """``sparse_conv`` in plain torch; differentiable. ``index_t`` is not needed, here and below."""
+    _check_rows('index', index, len(features))
     wide = torch.promote_types(features.dtype, torch.float32)
     out = torch.zeros(index.shape[1], weight.shape[0], dtype=wide, device=features.device)
     with torch.autocast(features.device.type, enabled=False):  # it would make the products narrow again
@@ -160,8 +168,9 @@ def sparse_conv_reference(features: Tensor, weight: Tensor, index: Tensor) -> Te
     return out.to(features.dtype)
 
 
-def sparse_sum_pool_reference(features: Tensor, index: Tensor) -> Tensor:
+def sparse_sum_pool_reference(features: Tensor, index: Tensor, index_t: Tensor | None = None) -> Tensor:
     """``sparse_sum_pool`` in plain torch; differentiable."""
+    _check_rows('index', index, len(features))
     wide = torch.promote_types(features.dtype, torch.float32)
     out = torch.zeros(index.shape[1], features.shape[1], dtype=wide, device=features.device)
     for rows in index:
@@ -170,32 +179,41 @@ def sparse_sum_pool_reference(features: Tensor, index: Tensor) -> Tensor:
     return out.to(features.dtype)
 
 
-def sparse_max_pool_reference(features: Tensor, index: Tensor) -> Tensor:
-    """``sparse_max_pool`` in plain torch; differentiable."""
+def sparse_max_pool_reference(features: Tensor, index: Tensor, index_t: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``sparse_max_pool`` in plain torch; differentiable. Also the row of each maximum, (V_out, C) int32, or -1."""
+    _check_rows('index', index, len(features))
     if index.shape[1] == 0 or len(features) == 0:
-        return features.new_zeros(index.shape[1], features.shape[1]) + features.sum() * 0
+        shape = index.shape[1], features.shape[1]
+        return features.new_zeros(shape) + features.sum() * 0, index.new_full(shape, -1)
     rows = torch.where(index >= 0, index, len(features)).long()
     padded = torch.cat([features, features.new_full((1, features.shape[1]), -torch.inf)])
     # argmax takes the first of equal values, as the operator does (lowest tap)
-    best = padded.detach()[rows].argmax(0)
-    picked = padded[rows.t().gather(1, best), torch.arange(features.shape[1], device=features.device)]
-    return torch.where((index >= 0).any(0)[:, None], picked, 0)
+    winner = rows.t().gather(1, padded.detach()[rows].argmax(0))
+    picked = padded[winner, torch.arange(features.shape[1], device=features.device)]
+    active = (index >= 0).any(0)[:, None]
+    return torch.where(active, picked, 0), torch.where(active, winner, -1).int()
 
 
 def _check_map(features: Tensor, index: Tensor, index_t: Tensor | None) -> None:
-    if features.dim() != 2:
-        raise ValueError(f'features: expected shape (V, C), found {tuple(features.shape)}')
-    for name, value in (('index', index), ('index_t', index_t)):
-        if value is not None and (value.dim() != 2 or value.dtype != torch.int32 or value.device != features.device):
+    check_tensor('features', features, '(V, C)', 2, dtypes=_FLOATING)
+    check_tensor('index', index, '(K, V_out)', 2, dtypes=(torch.int32,))
+    if index_t is not None:
+        check_tensor('index_t', index_t, '(K, V_in)', 2, dtypes=(torch.int32,))
+        if index_t.shape != (index.shape[0], features.shape[0]):
             raise ValueError(
-                f'{name}: expected int32 of shape (K, V) on {features.device}, found {value.dtype} of shape '
-                f'{tuple(value.shape)} on {value.device}'
+                f'index_t must have shape {(index.shape[0], features.shape[0])} (taps, input voxels), found '
+                f'{tuple(index_t.shape)}'
             )
-    if index_t is not None and index_t.shape != (index.shape[0], features.shape[0]):
-        raise ValueError(
-            f'index_t: expected shape {(index.shape[0], features.shape[0])} (taps, voxels), found '
-            f'{tuple(index_t.shape)}'
-        )
+    check_device(features=features, index=index, index_t=index_t)
+
+
+def _geometry(kernel, stride, padding, dilation) -> tuple[Triple, Triple, Triple, Triple]:
+    return (
+        as_triple(kernel, 'kernel', 1),
+        as_triple(stride, 'stride', 1),
+        as_triple(padding, 'padding'),
+        as_triple(dilation, 'dilation', 1),
+    )
 
 
 def sparse_sites(
@@ -216,10 +234,15 @@ def sparse_sites(
         transposed: the geometry of a transposed convolution.
 
     Returns:
-        (V_out, 4) int32, lexicographic. Not differentiable. On a GPU this waits for the device.
+        (V_out, 4) int32, lexicographic. Not differentiable; deterministic. On a GPU this waits for the device.
+
+    Raises:
+        TypeError, ValueError: wrong dtype or shape; numbers out of range.
     """
-    args = (coords, list(out_shape), kernel, stride, padding, dilation, transposed)
-    return torch.ops.occforge.sparse_sites(*args) if use_extension(coords.device) else sparse_sites_reference(*args)
+    check_tensor('coords', coords, '(V, 4) with rows (batch, x, y, z)', 2, 4, (torch.int32,))
+    geometry = _geometry(kernel, stride, padding, dilation)
+    run = choose('sparse_sites', coords.device, sparse_sites_reference)
+    return run(coords, as_triple(out_shape, 'out_shape', 1), *geometry, transposed)
 
 
 def neighbour_map(
@@ -246,17 +269,20 @@ def neighbour_map(
         (K, V_out) int32, rows of ``coords`` or -1. Not differentiable; deterministic.
 
     Raises:
-        ValueError or RuntimeError: a voxel outside the grid or named twice.
+        TypeError, ValueError: wrong dtype, shape or device; a voxel of ``coords`` outside the grid or named twice.
     """
-    args = (coords, out_coords, list(spatial_shape), kernel, stride, padding, dilation, transposed)
-    return torch.ops.occforge.sparse_map(*args) if use_extension(coords.device) else neighbour_map_reference(*args)
+    check_tensor('coords', coords, '(V, 4) with rows (batch, x, y, z)', 2, 4, (torch.int32,))
+    check_tensor('out_coords', out_coords, '(V_out, 4) with rows (batch, x, y, z)', 2, 4, (torch.int32,))
+    check_device(coords=coords, out_coords=out_coords)
+    geometry = _geometry(kernel, stride, padding, dilation)
+    run = choose('sparse_map', coords.device, neighbour_map_reference)
+    return run(coords, out_coords, as_triple(spatial_shape, 'spatial_shape', 1), *geometry, transposed)
 
 
 def transpose_map(index: Tensor, num_in: int) -> Tensor:
     """The map of the reverse direction: (K, V_out) with rows of the input -> (K, num_in) with rows of the output."""
-    if use_extension(index.device):
-        return torch.ops.occforge.sparse_transpose_map(index, num_in)
-    return transpose_map_reference(index, num_in)
+    check_tensor('index', index, '(K, V_out)', 2, dtypes=(torch.int32,))
+    return choose('sparse_transpose_map', index.device, transpose_map_reference)(index, num_in)
 
 
 def sparse_conv(features: Tensor, weight: Tensor, index: Tensor, index_t: Tensor | None = None) -> Tensor:
@@ -271,50 +297,70 @@ def sparse_conv(features: Tensor, weight: Tensor, index: Tensor, index_t: Tensor
     Returns:
         (V_out, C_out). Differentiable in features and weight, any number of times. CPU and CUDA, deterministic and
         equal at every number of threads.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape or device; on the CPU also a map with a row that there is not (on a
+            GPU it counts as -1, since raising would make the host wait).
     """
     _check_map(features, index, index_t)
-    if weight.dim() != 3 or weight.shape[1] != index.shape[0] or weight.shape[2] != features.shape[1]:
+    check_tensor('weight', weight, '(C_out, K, C_in)', 3, dtypes=_FLOATING)
+    if weight.shape[1:] != (index.shape[0], features.shape[1]):
         raise ValueError(
-            f'weight: expected shape (C_out, {index.shape[0]}, {features.shape[1]}) (out, taps, in), found '
+            f'weight must have shape (C_out, {index.shape[0]}, {features.shape[1]}) (out, taps, in), found '
             f'{tuple(weight.shape)}'
         )
-    if use_extension(index.device):
-        return torch.ops.occforge.sparse_conv(features, weight, index, index_t)
-    return sparse_conv_reference(features, weight, index)
+    if weight.dtype != features.dtype and not torch.is_autocast_enabled(features.device.type):
+        raise TypeError(f'weight must be of the dtype of features, {features.dtype}, found {weight.dtype}')
+    check_device(features=features, weight=weight)
+    run = choose('sparse_conv', features.device, sparse_conv_reference)
+    return run(features, weight, index, index_t)
 
 
 def sparse_sum_pool(features: Tensor, index: Tensor, index_t: Tensor | None = None) -> Tensor:
-    """Sum over the taps of ``features[index[k]]``: (V_in, C) -> (V_out, C). Differentiable, deterministic."""
+    """Sum over the taps of ``features[index[k]]``: (V_in, C) -> (V_out, C). Differentiable, deterministic.
+
+    Arguments and errors as ``sparse_conv``.
+    """
     _check_map(features, index, index_t)
-    if use_extension(index.device):
-        return torch.ops.occforge.sparse_sum_pool(features, index, index_t)
-    return sparse_sum_pool_reference(features, index)
+    return choose('sparse_sum_pool', features.device, sparse_sum_pool_reference)(features, index, index_t)
 
 
 def sparse_max_pool(features: Tensor, index: Tensor, index_t: Tensor | None = None) -> Tensor:
     """Maximum over the active taps (0 where there is none): (V_in, C) -> (V_out, C).
 
-    Differentiable: the gradient goes to the winner, the lowest tap among equals. Deterministic.
+    Differentiable: the gradient goes to the winner, the lowest tap among equals. Deterministic. Arguments and errors as
+    ``sparse_conv``.
     """
     _check_map(features, index, index_t)
-    if use_extension(index.device):
-        return torch.ops.occforge.sparse_max_pool(features, index, index_t)[0]
-    return sparse_max_pool_reference(features, index)
+    return choose('sparse_max_pool', features.device, sparse_max_pool_reference)(features, index, index_t)[0]
 
 
-if has_extension():
+if compiled('sparse_sites'):
 
     @torch.library.register_fake('occforge::sparse_sites')
     def _(coords, out_shape, kernel, stride, padding, dilation, transposed):
         return coords.new_empty(torch.library.get_ctx().new_dynamic_size(), 4)
 
+
+if compiled('sparse_map'):
+
     @torch.library.register_fake('occforge::sparse_map')
     def _(coords, out_coords, spatial_shape, kernel, stride, padding, dilation, transposed):
         return coords.new_empty(kernel[0] * kernel[1] * kernel[2], out_coords.shape[0])
 
+
+if compiled('sparse_transpose_map'):
+
     @torch.library.register_fake('occforge::sparse_transpose_map')
     def _(index, num_in):
         return index.new_empty(index.shape[0], num_in)
+
+
+def _reverse(index, index_t, num_in):
+    return torch.ops.occforge.sparse_transpose_map(index, num_in) if index_t is None else index_t
+
+
+if compiled('sparse_conv', 'sparse_conv_weight', 'sparse_transpose_map'):
 
     @torch.library.register_fake('occforge::sparse_conv')
     def _(features, weight, index, index_t=None):
@@ -323,22 +369,6 @@ if has_extension():
     @torch.library.register_fake('occforge::sparse_conv_weight')
     def _(features, grad, index, index_t=None):
         return features.new_empty(grad.shape[1], index.shape[0], features.shape[1])
-
-    @torch.library.register_fake('occforge::sparse_sum_pool')
-    def _(features, index, index_t=None):
-        return features.new_empty(index.shape[1], features.shape[1])
-
-    @torch.library.register_fake('occforge::sparse_max_pool')
-    def _(features, index, index_t=None):
-        shape = index.shape[1], features.shape[1]
-        return features.new_empty(shape), index.new_empty(shape)
-
-    @torch.library.register_fake('occforge::sparse_max_pool_backward')
-    def _(grad, winner, index_t):
-        return grad.new_empty(index_t.shape[1], grad.shape[1])
-
-    def _reverse(index, index_t, num_in):
-        return torch.ops.occforge.sparse_transpose_map(index, num_in) if index_t is None else index_t
 
     def _save_conv(ctx, inputs, output):
         first, second, index, index_t = inputs
@@ -366,6 +396,15 @@ if has_extension():
 
     torch.library.register_autograd('occforge::sparse_conv', _conv_backward, setup_context=_save_conv)
     torch.library.register_autograd('occforge::sparse_conv_weight', _weight_backward, setup_context=_save_conv)
+    for _device in ('cpu', 'cuda'):
+        torch.library.register_autocast('occforge::sparse_conv', _device, torch.float32)
+
+
+if compiled('sparse_sum_pool', 'sparse_transpose_map'):
+
+    @torch.library.register_fake('occforge::sparse_sum_pool')
+    def _(features, index, index_t=None):
+        return features.new_empty(index.shape[1], features.shape[1])
 
     def _save_sum(ctx, inputs, output):
         features, index, index_t = inputs
@@ -377,6 +416,20 @@ if has_extension():
         return torch.ops.occforge.sparse_sum_pool(grad, _reverse(index, index_t, ctx.num_in), index), None, None
 
     torch.library.register_autograd('occforge::sparse_sum_pool', _sum_backward, setup_context=_save_sum)
+    for _device in ('cpu', 'cuda'):
+        torch.library.register_autocast('occforge::sparse_sum_pool', _device, torch.float32)
+
+
+if compiled('sparse_max_pool', 'sparse_max_pool_backward', 'sparse_transpose_map'):
+
+    @torch.library.register_fake('occforge::sparse_max_pool')
+    def _(features, index, index_t=None):
+        shape = index.shape[1], features.shape[1]
+        return features.new_empty(shape), index.new_empty(shape)
+
+    @torch.library.register_fake('occforge::sparse_max_pool_backward')
+    def _(grad, winner, index_t):
+        return grad.new_empty(index_t.shape[1], grad.shape[1])
 
     def _save_max(ctx, inputs, output):
         features, index, index_t = inputs
@@ -404,6 +457,3 @@ if has_extension():
     torch.library.register_autograd(
         'occforge::sparse_max_pool_backward', _max_backward_backward, setup_context=_save_max_backward
     )
-    for _device in ('cpu', 'cuda'):
-        torch.library.register_autocast('occforge::sparse_conv', _device, torch.float32)
-        torch.library.register_autocast('occforge::sparse_sum_pool', _device, torch.float32)

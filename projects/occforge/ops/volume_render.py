@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._backend import has_extension, once_differentiable, use_extension
+from ._backend import choose, compiled, once_differentiable
 from ._checks import check_device, check_tensor, three_floats
 from .compositing import (
     accumulate_reference,
@@ -121,7 +121,7 @@ def render_rays(
     if not 0 <= position <= 1:
         raise ValueError(f'position must be in 0..1, found {position}')
     lower, voxel_size = three_floats('lower', lower), three_floats('voxel_size', voxel_size, positive=True)
-    run = torch.ops.occforge.volume_render if use_extension(density.device) else render_rays_reference
+    run = choose('volume_render', density.device, render_rays_reference)
     return RayRendering(
         *run(
             density,
@@ -190,7 +190,7 @@ def render_samples(
         if value.shape[0] not in (1, t.shape[0]):
             raise ValueError(f'{name} must be one number or (M,), found {tuple(value.shape)}')
         numbers.append(value)
-    run = torch.ops.occforge.volume_render_samples if use_extension(density.device) else render_samples_reference
+    run = choose('volume_render_samples', density.device, render_samples_reference)
     points, t = points.detach().to(dtype), t.detach().to(dtype)
     return RayRendering(
         *run(density, semantics, points, t, *numbers, offset, grid_index, float(shift), float(stop), float(min_weight))
@@ -310,49 +310,52 @@ def render_rays_reference(
     )
 
 
-if has_extension():
-    _ops = torch.ops.occforge
+def _fake_outputs(semantics, rays):
+    return (
+        semantics.new_empty(rays),
+        semantics.new_empty(rays, semantics.shape[4]),
+        semantics.new_empty(rays),
+        semantics.new_empty(rays),
+    )
 
-    def _fake_outputs(semantics, rays):
-        return (
-            semantics.new_empty(rays),
-            semantics.new_empty(rays, semantics.shape[4]),
-            semantics.new_empty(rays),
-            semantics.new_empty(rays),
-        )
 
-    @torch.library.register_fake('occforge::volume_render')
-    def _(density, semantics, origins, directions, *rest):
-        return _fake_outputs(semantics, directions.shape[0])
+def _fake_render(density, semantics, origins, directions, *rest):
+    return _fake_outputs(semantics, directions.shape[0])
 
-    @torch.library.register_fake('occforge::volume_render_samples')
-    def _(density, semantics, points, t, interval, width, offset, *rest):
-        return _fake_outputs(semantics, offset.shape[0] - 1)
 
-    def _fake_backward(*arguments):
-        density, semantics = arguments[8:10]
-        return density.new_empty(density.shape), semantics.new_empty(semantics.shape)
+def _fake_samples(density, semantics, points, t, interval, width, offset, *rest):
+    return _fake_outputs(semantics, offset.shape[0] - 1)
 
-    def _setup(ctx, inputs, output):
-        ctx.inputs = [None if isinstance(value, torch.Tensor) else value for value in inputs]
-        ctx.tensors = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
-        ctx.save_for_backward(*output, *(inputs[place] for place in ctx.tensors))
 
-    def _formula(operator):
-        def backward(ctx, *grads):
-            inputs = list(ctx.inputs)
-            for place, value in zip(ctx.tensors, ctx.saved_tensors[4:]):
-                inputs[place] = value
-            grads = operator(*grads, *ctx.saved_tensors[:4], *inputs)
-            return (*grads, *(None for _ in inputs[2:]))
+def _fake_backward(*arguments):
+    density, semantics = arguments[8:10]
+    return density.new_empty(density.shape), semantics.new_empty(semantics.shape)
 
-        return backward
 
-    for _name in ('volume_render', 'volume_render_samples'):
-        torch.library.register_fake(f'occforge::{_name}_backward')(_fake_backward)
-        torch.library.register_autograd(
-            f'occforge::{_name}', _formula(getattr(_ops, f'{_name}_backward')), setup_context=_setup
-        )
-        once_differentiable(f'{_name}_backward')
-        for _device in ('cpu', 'cuda'):
-            torch.library.register_autocast(f'occforge::{_name}', _device, torch.float32)
+def _setup(ctx, inputs, output):
+    ctx.inputs = [None if isinstance(value, torch.Tensor) else value for value in inputs]
+    ctx.tensors = [place for place, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+    ctx.save_for_backward(*output, *(inputs[place] for place in ctx.tensors))
+
+
+def _formula(operator):
+    def backward(ctx, *grads):
+        inputs = list(ctx.inputs)
+        for place, value in zip(ctx.tensors, ctx.saved_tensors[4:]):
+            inputs[place] = value
+        grads = operator(*grads, *ctx.saved_tensors[:4], *inputs)
+        return (*grads, *(None for _ in inputs[2:]))
+
+    return backward
+
+
+for _name, _fake in (('volume_render', _fake_render), ('volume_render_samples', _fake_samples)):
+    if not compiled(_name, f'{_name}_backward'):
+        continue
+    torch.library.register_fake(f'occforge::{_name}')(_fake)
+    torch.library.register_fake(f'occforge::{_name}_backward')(_fake_backward)
+    _operator = getattr(torch.ops.occforge, f'{_name}_backward')
+    torch.library.register_autograd(f'occforge::{_name}', _formula(_operator), setup_context=_setup)
+    once_differentiable(f'{_name}_backward')
+    for _device in ('cpu', 'cuda'):
+        torch.library.register_autocast(f'occforge::{_name}', _device, torch.float32)

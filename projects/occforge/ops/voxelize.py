@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ._backend import has_extension, use_extension
+from ._backend import choose, compiled
 from ._checks import check_device, check_tensor, three_floats, three_sizes
 
 __all__ = [
@@ -118,7 +118,7 @@ def hard_voxelize(
         raise ValueError("max_points must be given for reduce='none', it is the number of slots")
     assigned = _assign(points, batch_index, lower, voxel_size, size)
     limits = [2**62 if value is None else int(value) for value in (max_points, max_voxels)]
-    limit = torch.ops.occforge.voxel_limit if use_extension(points.device) else voxel_limit_reference
+    limit = choose('voxel_limit', points.device, voxel_limit_reference)
     assigned = coords, inverse, point, offset = limit(*assigned, *limits)
     if reduce == 'none':
         voxel = inverse[point[: int(offset[-1])]]
@@ -153,12 +153,12 @@ def _assign(points, batch_index, lower, voxel_size, size):
     positions = points.detach()
     if points.dtype in (torch.float16, torch.bfloat16):
         positions = positions[:, :3].float()
-    run = torch.ops.occforge.voxel_assign if use_extension(points.device) else voxel_assign_reference
+    run = choose('voxel_assign', points.device, voxel_assign_reference)
     return run(positions, batch_index, *grid)
 
 
 def _reduce(points, assigned, reduce):
-    run = torch.ops.occforge.voxel_reduce if use_extension(points.device) else voxel_reduce_reference
+    run = choose('voxel_reduce', points.device, voxel_reduce_reference)
     return run(points, *assigned[1:], _REDUCE[reduce])[0]
 
 
@@ -237,7 +237,7 @@ def voxel_reduce_reference(features, inverse, point, offset, reduce):
     return out.to(features.dtype), point.new_empty(0, columns)
 
 
-if has_extension():
+if compiled('voxel_assign'):
 
     @torch.library.register_fake('occforge::voxel_assign')
     def _(points, batch_index, lower, voxel_size, size):
@@ -245,6 +245,9 @@ if has_extension():
         index = points.new_empty(points.shape[0], dtype=torch.int64)
         coords = points.new_empty((voxels, 4), dtype=torch.int32)
         return coords, index, torch.empty_like(index), index.new_empty(voxels + 1)
+
+
+if compiled('voxel_limit'):
 
     @torch.library.register_fake('occforge::voxel_limit')
     def _(coords, inverse, point, offset, max_points, max_voxels):
@@ -257,6 +260,9 @@ if has_extension():
         )
 
     torch.library.register_kernel('occforge::voxel_limit', 'cuda', voxel_limit_reference)
+
+
+if compiled('voxel_reduce', 'voxel_reduce_backward'):
 
     @torch.library.register_fake('occforge::voxel_reduce')
     def _(features, inverse, point, offset, reduce):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...engine.dist import reduce_mean_count
-from ...ops import frustum_indices, frustum_pool
+from ...ops import FrustumIndexCache, frustum_indices, frustum_pool
 
 
 @MODELS.register_module()
@@ -51,6 +51,7 @@ class LSSViewTransformer(BaseModule):
         self.grid_lower = tuple(float(axis[0]) for axis in axes)
         self.grid_interval = tuple(float(axis[2]) for axis in axes)
         self.grid_size = tuple(round((axis[1] - axis[0]) / axis[2]) for axis in axes)
+        self.kept_indices = FrustumIndexCache()
         self.depth_config = tuple(float(value) for value in grid_config['depth'])
         # Buffers are not saved: the official checkpoints have no keys for them.
         self.register_buffer('frustum', self.create_frustum(), persistent=False)
@@ -133,7 +134,8 @@ class LSSViewTransformer(BaseModule):
         Returns:
             (B, C, Z, Y, X), or (B, Z*C, Y, X) with ``collapse_z``.
         """
-        indices = frustum_indices(points, self.grid_lower, self.grid_interval, self.grid_size)
+        make_indices = frustum_indices if self.training else self.kept_indices  # augmentation moves the points
+        indices = make_indices(points, self.grid_lower, self.grid_interval, self.grid_size)
         with torch.autocast(depth.device.type, enabled=False):
             volume = frustum_pool(depth.float(), features.float(), indices, self.grid_size)
         return volume.transpose(1, 2).flatten(1, 2) if self.collapse_z else volume

@@ -1,0 +1,45 @@
+"""The ESAM parts against the reference implementation's outputs."""
+
+import numpy as np
+import pytest
+from cases import ENVIRONMENT, assert_every_file_has_a_case, collect_checks, golden_folder, parametrize
+
+SYSTEM = 'ESAM'
+CHECKS = collect_checks(['esam_ops'])
+# Cases whose subject is not in the library yet. An entry goes as soon as its check exists.
+NOT_YET_COVERED = {
+    case: f'the golden case {case} has no check yet'
+    for case in (
+        'add_superpoint_annotations',
+        'add_superpoint_annotations_online',
+        'backbone_unet34c_small',
+        'backproject',
+        'clip_conv1',
+        'e2e_mv',
+        'e2e_sv',
+        'elastic',
+        'geo_aware_pooling',
+        'instance_metric',
+        'memory_queue-1',
+        'memory_queue2',
+        'merge_criterion',
+        'merge_head_batch',
+        'merge_head_layer',
+        'mix_query_decoder',
+        'mixed_criterion',
+        'online_merge_bbox',
+        'online_merge_xyz',
+        'postprocess',
+    )
+}
+
+
+@pytest.mark.parametrize(('check', 'path'), parametrize(SYSTEM, CHECKS, NOT_YET_COVERED))
+def test_golden(check, path):
+    with np.load(path, allow_pickle=False) as npz:
+        check(npz)
+
+
+@pytest.mark.skipif(golden_folder(SYSTEM) is None, reason=f'{ENVIRONMENT} is not set')
+def test_every_case_has_a_file_and_every_file_a_case():
+    assert_every_file_has_a_case(SYSTEM, {*CHECKS, *NOT_YET_COVERED})
