@@ -20,7 +20,7 @@ from occforge.ops.compositing import (
     density_to_alpha_reference,
     distortion_reference,
 )
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 
 
 def packed(rays, longest, seed=0, dtype=torch.float32, columns=3):
@@ -115,8 +115,12 @@ def test_equals_reference(rays, longest, columns, seed, stop):
     weights = weights.detach().requires_grad_()
     compare(accumulate(weights, values, offset), accumulate_reference(weights, values, offset), (weights, values))
     compare(distortion(weights, t, offset, width), distortion_reference(weights, t, width, offset), (weights,))
+    check_fake('alpha_weights', alpha.detach(), offset, stop)
+    check_fake('ray_sum', weights.detach(), values.detach(), offset)
+    check_fake('ray_distortion', weights.detach(), t, width, offset)
     density = (values.detach().flatten() * 20).requires_grad_()
     interval = torch.rand(1)
+    check_fake('density_alpha', density.detach(), interval, 1.0)
     compare(density_to_alpha(density, 1.0, interval), density_to_alpha_reference(density, interval, 1.0), (density,))
 
 

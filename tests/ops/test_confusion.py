@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from occforge.ops import confusion_matrix
 from occforge.ops.confusion import confusion_matrix_reference
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 
 
 def labels(shape, classes, seed, dtype=torch.uint8, ignore=255):
@@ -37,6 +37,7 @@ def test_equals_reference_and_numpy(shape, classes, dtypes, masked, seed):
     mask = mask if masked else None
     found = confusion_matrix(pred, target, classes, mask)
     assert torch.equal(found, confusion_matrix_reference(pred, target, classes, mask))
+    check_fake('confusion_matrix', pred.long(), target.long(), classes, mask)
     counts = (target.numpy() < classes) & (mask.numpy() if masked else True)
     flat = target.numpy()[counts].astype(np.int64) * classes + pred.numpy()[counts]
     expected = np.bincount(flat.ravel(), minlength=classes**2).reshape(classes, classes)

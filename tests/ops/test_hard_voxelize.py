@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from occforge.ops import hard_voxelize, voxelize
 from occforge.ops.voxelize import voxel_assign_reference, voxel_limit_reference
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 
 LOWER, VOXEL, SIZE = [-2.0, -1.0, 0.0], [0.5, 0.25, 1.0], (8, 8, 3)
 GRID = (LOWER, VOXEL, SIZE)
@@ -97,6 +97,7 @@ def test_equals_the_definition_and_the_reference(count, columns, samples, max_po
     assert torch.equal(wanted[0], found.coords) and torch.equal(wanted[1], found.inverse)
     assert torch.equal(wanted[3].diff(), found.counts)
     assert torch.equal(wanted[2].sort().values, torch.arange(count))
+    check_fake('voxel_limit', *assigned, max_points, max_voxels)
 
 
 def test_without_limits_the_dynamic_voxels_in_order_of_arrival():

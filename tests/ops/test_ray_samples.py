@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from occforge.ops import clip_rays, sample_rays
 from occforge.ops.ray_samples import clip_rays_reference, ray_samples_reference
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 
 LOWER, UPPER = [-2.0, -1.0, 0.0], [2.0, 1.0, 3.0]
 
@@ -53,6 +53,7 @@ def test_equals_reference(count, seed, near, far, dtype):
     wanted = clip_rays_reference(origins, directions, LOWER, UPPER, near, far)
     for a, b in zip(found, wanted):
         torch.testing.assert_close(a, b)
+    check_fake('clip_rays', origins, directions, LOWER, UPPER, near, far)
     low, high = found
     inside = (low < high) & (high < math.inf)
     for t in (low + 1e-3 * (high - low), high - 1e-3 * (high - low)):
@@ -65,6 +66,7 @@ def test_equals_reference(count, seed, near, far, dtype):
         found = torch.ops.occforge.ray_samples(low, step, counts, 0.25, chosen) if count else None
         if found is None:
             continue
+        check_fake('ray_samples', low, step, counts, 0.25, chosen)
         wanted = ray_samples_reference(low, step, counts, 0.25, chosen)
         torch.testing.assert_close(found[0], wanted[0])
         assert torch.equal(found[1], wanted[1]) and torch.equal(found[2], wanted[2])

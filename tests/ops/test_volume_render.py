@@ -1,12 +1,13 @@
 import math
+import os
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from occforge.ops import clip_rays, render_rays, render_samples, sample_rays
+from occforge.ops import accumulate, alpha_to_weights, clip_rays, render_rays, render_samples, sample_rays
 from occforge.ops.volume_render import interpolate_grids, render_rays_reference, render_samples_reference
-from op_testing import OPCHECK_TESTS, awkward, needs_extension, run_without_extension
+from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 
 LOWER, VOXEL = [-2.0, -2.0, -1.0], [0.5, 0.5, 0.4]
 
@@ -90,6 +91,8 @@ def test_equals_reference(rays, channels, size, batch, seed, stop, min_weight):
     origins.flatten()[: seed % 2] = math.nan
     common = dict(near=0.1, unit=0.4, shift=-1.0, stop=stop, min_weight=min_weight)
     stratified = seed if seed % 3 == 0 else None
+    numbers = (LOWER, VOXEL, 0.1, 9.0, 0.21, 0, 0.5, 0.4, -1.0, stop, min_weight)
+    check_fake('volume_render', density.detach(), semantics.detach(), origins, directions, index, None, *numbers)
     for ours, theirs in ((dict(step=0.21), dict(step=0.21)), (dict(samples=37), dict(count=37))):
         out = render_rays(
             density, semantics, origins, directions, LOWER, VOXEL, **ours, **common, seed=stratified, grid_index=index
@@ -263,6 +266,7 @@ def test_rays_that_see_nothing():
     assert out.transmittance.tolist() == [1.0, 1.0]
 
 
+@needs_extension
 def test_nothing_of_the_size_of_the_samples_is_allocated():
     density, semantics, origins, directions, _ = case(500, 17, batch=1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -272,9 +276,47 @@ def test_nothing_of_the_size_of_the_samples_is_allocated():
     assert allocated < 500 * 2000  # a byte a sample
 
 
-test_nothing_of_the_size_of_the_samples_is_allocated = needs_extension(
-    test_nothing_of_the_size_of_the_samples_is_allocated
-)
+def resident_bytes():
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+@needs_extension
+@pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='the system does not tell the resident memory')
+@pytest.mark.skipif('libasan' in os.environ.get('LD_PRELOAD', ''), reason='AddressSanitizer holds freed memory back')
+def test_five_hundred_steps_with_varying_rays_leave_nothing_behind():
+    density, semantics, origins, directions, _ = case(4000, 17, (30, 30, 8), batch=1)
+
+    def step(count):
+        out = render_rays(density, semantics, origins[:count], directions[:count], LOWER, VOXEL, samples=50)
+        gradients(out, (density, semantics))
+        samples = sample_rays(*clip_rays(origins[:count], directions[:count], LOWER, [9.0, 9.0, 2.0]), step=0.1)
+        weights, _ = alpha_to_weights(torch.full_like(samples.t, 0.01), samples.offset)
+        accumulate(weights, samples.t, samples.offset)
+
+    for number in range(20):
+        step(4000 - number)
+    before = resident_bytes()
+    for number in range(500):
+        step(1 + number * 7 % 3979)
+    assert resident_bytes() - before < 32e6
+
+
+@needs_extension
+def test_thousand_corrupt_placements_give_errors():
+    density, semantics, points, t, good_offset, good_index = packed(3, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count):
+        return int(torch.randint(0, count, (1,), generator=generator))
+
+    for _ in range(1000):
+        offset, index = good_offset.clone(), good_index.clone()
+        broken = [offset, index][draw(2)]
+        far = [-(2**63), -1, 2**31, 2**62, 2**63 - 1, len(t) + 1]
+        broken[draw(len(broken))] = far[draw(len(far))]
+        with pytest.raises(ValueError, match='must'):
+            render_samples(density, semantics, points, t, offset, grid_index=index)
 
 
 def test_bad_input():
