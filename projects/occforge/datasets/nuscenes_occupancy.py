@@ -294,6 +294,11 @@ class NuScenesOccDataset(BaseDataset):
         self._choose_sequences(indices)
         self._reset_shared()
 
+    def get_subset(self, indices):
+        part = super().get_subset(indices)
+        part._choose_sequences(indices)
+        return part
+
     def _choose_sequences(self, indices) -> None:
         """Follows a choice of samples: the first (last) so many, or a list."""
         if self.sequence_groups is None or indices is None:
