@@ -216,3 +216,15 @@ def test_another_number_of_processes_goes_on_with_a_warning(straight, tmp_path):
     assert run(folder, ['resume=auto'], world=2) == 0, output(folder)
     assert '6 iterations an epoch, there are 3' in output(folder) and 'written by 1 processes' in output(folder)
     assert weights(folder)['meta']['iter'] == 9
+
+
+def test_hooks_of_every_process_may_keep_files_beside_a_checkpoint(tmp_path):
+    hooks = dict(custom_hooks=[dict(type='ToyRankStateHook')])
+    assert run(tmp_path, world=2, **hooks) == 0, output(tmp_path)
+    names = {path.name for path in tmp_path.glob('epoch_3.pth*')}
+    assert names == {'epoch_3.pth', 'epoch_3.pth.rank0', 'epoch_3.pth.rank1'}
+    overrides = [f'resume={tmp_path / "epoch_2.pth"}']
+    (tmp_path / 'epoch_3.pth').unlink()
+    assert run(tmp_path, overrides, world=2, **hooks) == 0, output(tmp_path)
+    for rank in range(2):
+        assert 'rank state of iteration' in output(tmp_path, rank)

@@ -7,9 +7,11 @@ import time
 import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from occforge.engine import reduce_mean_count
+from occforge.engine.dist import rank_and_world
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -79,3 +81,17 @@ class ToyMetric(BaseMetric):
     def compute_metrics(self, results):
         torch.rand(3)  # a careless metric: draws from the global generator
         return dict(error=float(np.mean(results)) * self.scale, count=len(results))
+
+
+@HOOKS.register_module()
+class ToyRankStateHook(Hook):
+    """Keeps something of its own process in a file beside each checkpoint."""
+
+    def before_write_checkpoint(self, runner, path):
+        assert not os.path.exists(path)
+        with open(f'{path}.rank{rank_and_world()[0]}', 'w') as file:
+            file.write(f'iteration {runner.iter}')
+
+    def after_resume(self, runner, filename):
+        with open(f'{filename}.rank{rank_and_world()[0]}') as file:
+            print(f'rank state of {file.read()}', flush=True)
