@@ -20,7 +20,7 @@ lidar_channels = 16
 num_classes = 18
 # About (8000 / voxels a sample)^0.2 in the city, and for "free", ten times all others together, a weight that leaves it
 # half of the loss. Stronger weights make the network see rare things everywhere. Order of occ3d.CLASS_NAMES.
-class_weight = [1.9, 1.6, 2.0, 1.4, 1.3, 1.4, 2.0, 1.6, 2.4, 1.4, 1.4, 1.0, 1.4, 1.2, 1.0, 1.0, 1.0, 0.2]
+class_weight = [1.9, 1.6, 2.0, 1.4, 1.3, 1.4, 2.0, 1.6, 2.4, 1.4, 1.4, 1.0, 1.4, 1.2, 1.0, 1.0, 1.0, 0.5]
 
 model = dict(
     type='FusionOCC',
@@ -38,6 +38,7 @@ model = dict(
     depth_loss_weight=0.2,
     seg_loss_weight=0.5,
     img_seg_head=True,
+    point_painting=True,
     img_backbone=dict(
         type='mmdet.ResNet',
         depth=18,
@@ -80,6 +81,7 @@ model = dict(
         encoder_channels=((16, 16), (16, 16)),  # one stride of 2: 0.4 m
         norm_cfg=dict(type='BN1d', eps=1e-3, momentum=0.1),  # the published 0.01 needs thousands of steps
         input_scale=[1 / 40, 1 / 40, 1 / 3, 1 / 64, 1 / 16, 1 / 2],  # x, y, z in m, intensity, ring, age in s
+        voxel_offsets=True,
     ),
     volume_downsample=dict(out_channels=32, stride=2),  # 0.8 m
     occ_encoder_backbone=dict(type='CustomResNet3D', num_layer=[1, 2, 2], num_channels=[32, 64, 96], stride=[1, 2, 2]),
@@ -96,15 +98,28 @@ model = dict(
 )
 
 # -------------------------------------------------------------------------------------------------------- schedule
-max_epochs = 8
+# The first epochs teach the image branch alone: such a step takes a quarter of a whole one.
+image_epochs = 4
+max_epochs = image_epochs + 8
 lr = 6e-3
 train_cfg = dict(val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.99)))  # a memory of 100 steps: there are only a few hundred
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),  # iterations
     dict(
-        type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=image_epochs,
+        end=max_epochs,
+        convert_to_iter_based=True,
     ),
 ]
 
+custom_hooks = [dict(type='ImagePretrainHook', epochs=image_epochs)]
+
 linked_fields = [dict(name='use_mask', value=use_mask, to='model.use_mask')]
+linked_fields_schedule = [
+    dict(name='max_epochs', value=max_epochs, to=['train_cfg.max_epochs', 'param_scheduler.1.end']),
+    dict(name='image_epochs', value=image_epochs, to=['custom_hooks.0.epochs', 'param_scheduler.1.begin']),
+    dict(name='lr', value=lr, to='optim_wrapper.optimizer.lr'),
+]

@@ -25,6 +25,7 @@ from occforge.datasets.transforms.images import (
     augment_image,
     augmentation_matrices,
     draw_augmentation,
+    photometric_table,
 )
 from occforge.errors import ConfigError, DataError
 from PIL import Image
@@ -103,6 +104,22 @@ def test_images_of_several_frames(world):
         assert np.allclose(results['ego2global_cameras'][t, n], ego_pose(0, 2 - t, 0.02 * n))
         assert np.allclose(results['sensor2ego'][t, n], camera_to_ego(CAMERA_NAMES[n]))
     assert not np.array_equal(results['imgs'][0], results['imgs'][1])
+
+
+def test_photometric_augmentation(world):
+    table = np.array(photometric_table(dict(contrast=(0.5, 0.5), brightness=(2, 2)), np.random.default_rng(0)))
+    gray = table.reshape(3, 256)
+    assert (gray == gray[0]).all() and gray[0, [0, 128, 200]].tolist() == [128, 255, 255]  # 2 (128 + (v - 128) / 2)
+    plain = photometric_table({}, np.random.default_rng(0))
+    assert plain == list(range(256)) * 3
+    config = dict(DATA_CONFIG, photometric=dict(channel_gain=(0.5, 1.5)))
+    results = PrepareImageInputs(config, is_train=True)(sample(world))
+    before = PrepareImageInputs(dict(config, photometric=None), is_train=True)(sample(world))
+    # geometry's first draw is the same; then each camera has gains of its own
+    ratio = results['imgs'][0, 0].mean((0, 1)) / before['imgs'][0, 0].mean((0, 1))
+    assert len({round(value, 2) for value in ratio}) == 3
+    test = PrepareImageInputs(config)(sample(world))['imgs']
+    assert np.array_equal(test, PrepareImageInputs(DATA_CONFIG)(sample(world))['imgs'])
 
 
 def test_the_test_view_draws_nothing(world):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS
 from occforge.models.necks import LSSFPN3D, SkipUpsample3D
-from occforge.models.view_transforms import CrossModalLSS, LSSViewTransformer
+from occforge.models.view_transforms import CrossModalLSS, LSSViewTransformer, paint_positions
 from torch.nn.functional import interpolate
 
 
@@ -191,3 +191,50 @@ def test_mismatched_configs_are_refused():
         cross_modal(out_channels=5)
     with pytest.raises(ValueError, match='camera_norm'):
         cross_modal(camera_norm='group')
+
+
+def _rig(cameras=3):
+    """Cameras all around with image and BEV augmentation: keyword arguments of ``ego_points``."""
+    generator = torch.Generator().manual_seed(1)
+    pose = torch.eye(4, dtype=torch.float64).repeat(2, cameras, 1, 1)
+    for n in range(cameras):
+        yaw = 0.3 + n * 2 * math.pi / cameras
+        pose[:, n, :3, :3] = torch.tensor(
+            [[math.sin(yaw), 0, math.cos(yaw)], [-math.cos(yaw), 0, math.sin(yaw)], [0, -1.0, 0]]
+        )
+    pose[..., :3, 3] = torch.rand(2, cameras, 3, generator=generator).double() - 0.5
+    intrins = torch.tensor([[60.0, 0, 50], [0, 62.0, 30], [0, 0, 1]]).repeat(2, cameras, 1, 1)
+    post_rots = torch.eye(3).repeat(2, cameras, 1, 1)
+    post_rots[..., :2, :2] = 0.62 * torch.tensor([[-0.9998, 0.02], [0.02, 0.9998]])  # scaled, mirrored, turned
+    post_trans = torch.zeros(2, cameras, 3)
+    post_trans[..., 0], post_trans[..., 1] = 63.0, -5.0
+    bda = torch.diag_embed(torch.tensor([[1.0, -1.0, 1.0], [-1.05, 1.05, 1.05]]))
+    return dict(sensor2keyego=pose, intrins=intrins, post_rots=post_rots, post_trans=post_trans, bda=bda)
+
+
+def test_painting_inverts_the_lift():
+    view = LSSViewTransformer(
+        grid_config=dict(x=[-8, 8, 1], y=[-8, 8, 1], z=[-2, 2, 1], depth=[1.0, 9.0, 1.0]),
+        input_size=(32, 64),
+        downsample=8,
+        in_channels=1,
+        out_channels=1,
+    )
+    rig = _rig()
+    points = view.ego_points(**rig)  # (B, N, D, h, w, 3): what each pixel of the feature maps sees
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, 5, 4, 8, requires_grad=True)
+    # one camera's map at a time: a position that other cameras see too holds the mean
+    for camera in range(3):
+        alone = {key: value[:, camera : camera + 1] if key != 'bda' else value for key, value in rig.items()}
+        for sample in range(2):
+            inner = points[sample, camera, :, 1:-1, 1:-1].reshape(-1, 3)
+            index = torch.full((len(inner),), sample)
+            painted = paint_positions(inner, index, features[:, camera : camera + 1], **alone, input_size=(32, 64))
+            expected = features[sample, camera, :, 1:-1, 1:-1].flatten(1).t().repeat(view.num_bins, 1)
+            torch.testing.assert_close(painted, expected, rtol=1e-3, atol=1e-3)
+    behind = 2 * points[0, 0, 0].mean((0, 1)) - points[0, 0, 3].mean((0, 1))  # a metre behind the first camera
+    rest = paint_positions(behind[None], torch.tensor([0]), features[:, :1], **alone, input_size=(32, 64))
+    assert rest.abs().max() == 0
+    painted.sum().backward()
+    assert features.grad[1, 2, :, 1:-1, 1:-1].min() > 0 and features.grad[0].abs().max() == 0

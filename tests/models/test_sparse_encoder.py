@@ -105,3 +105,21 @@ def test_norm_by_config():
     norms = [m for m in encoder.modules() if isinstance(m, nn.LayerNorm)]
     assert len(norms) == 4 and not any(p.requires_grad for m in norms for p in m.parameters())
     encoder([cloud(50)])
+
+
+def test_paint_and_voxel_offsets_reach_the_first_layer():
+    encoder = MODELS.build({**SMALL, 'paint_channels': 2, 'voxel_offsets': True}).eval()
+    seen = []
+    encoder.conv_input.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    # two points of one voxel of 0.2 m and one of another sample
+    first = torch.tensor([[0.02, 0.1, 0.1, 0.5, 1.0], [0.06, 0.1, 0.14, 0.7, 3.0]])
+    second = torch.tensor([[-0.15, 0.1, 0.3, 0.1, 2.0]])
+    encoder([first, second], lambda position, sample: torch.stack([position[:, 0] * 10, sample.float()], 1))
+    size = torch.tensor(encoder.voxel_size)
+    mean = torch.stack([first.mean(0), second[0]])
+    offset = (mean[:, :3] - torch.tensor(encoder.point_cloud_range[:3])) / size
+    offset = offset - offset.floor() - 0.5
+    paint = torch.tensor([[0.4, 0.0], [-1.5, 1.0]])
+    torch.testing.assert_close(seen[0].features, torch.cat([mean, offset, paint], 1), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match='paint_channels 2'):
+        encoder([first, second])

@@ -5,6 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import BaseDataElement
 from occforge.engine.config import load_config
 from occforge.errors import ConfigError
+from occforge.systems.fusionocc import ImagePretrainHook
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -94,6 +96,7 @@ def tiny_config(**changes):
 
 MODALITIES = dict(
     both=dict(),
+    painted=dict(img_seg_head=True, point_painting=True),
     camera=dict(use_lidar=False),
     lidar=dict(use_camera=False),
 )
@@ -157,6 +160,7 @@ def pick(inputs, samples, index):
 
 ABSENT = dict(
     both=(),
+    painted=(),
     camera=('points',),
     lidar=('imgs', 'sensor2ego', 'ego2global', 'intrins', 'post_rots', 'post_trans', 'sparse_depth', 'segs'),
 )
@@ -168,7 +172,7 @@ def test_every_modality_trains_and_predicts(modality):
     inputs, samples = tiny_batch(drop=ABSENT[modality])
     losses = model(inputs, samples, mode='loss')
     expected = {'loss_occ', 'loss_lovasz'} | (set() if modality == 'lidar' else {'depth_loss', 'seg_loss'})
-    assert set(losses) == expected
+    assert set(losses) == expected | ({'img_seg_loss'} if modality == 'painted' else set())
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -300,6 +304,56 @@ def test_bad_configs_are_refused():
         MODELS.build(tiny_config(occ_encoder_backbone=backbone))
     with pytest.raises(ConfigError, match='key_ego'):
         MODELS.build(tiny_config(key_ego='car'))
+    with pytest.raises(ConfigError, match='point_painting needs use_lidar, use_camera and img_seg_head'):
+        MODELS.build(tiny_config(point_painting=True))
+
+
+def test_painting_teaches_the_image_classifier_from_the_occupancy():
+    model = tiny_model('painted', seg_loss_weight=0.0, depth_loss_weight=0.0)
+    inputs, samples = tiny_batch()
+    model(inputs, samples, mode='loss')['loss_occ'].backward()
+    assert model.img_seg_head.weight.grad.abs().sum() > 0
+    model.eval()
+    with torch.no_grad():
+        seen = model(inputs, samples, mode='tensor')
+        model.img_seg_head.weight.normal_()
+        assert not torch.equal(model(inputs, samples, mode='tensor'), seen)
+
+
+def test_image_only_phase_trains_the_image_branch_alone():
+    model = tiny_model('painted')
+    inputs, samples = tiny_batch()
+    whole = model(inputs, samples, mode='loss')
+    model.image_only = True
+    alone = model(inputs, samples, mode='loss')
+    assert set(alone) == {'depth_loss', 'seg_loss', 'img_seg_loss'}
+    for name, value in alone.items():  # batch statistics in both: the same losses
+        torch.testing.assert_close(value, whole[name])
+    sum(alone.values()).backward()
+    touched = {name.split('.')[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert touched == {'img_backbone', 'img_neck', 'img_view_transformer', 'img_seg_head'}
+
+
+def test_image_pretrain_hook_switches_between_epochs():
+    model = tiny_model('painted')
+    runner = SimpleNamespace(model=model, epoch=0, max_epochs=3)
+    hook = ImagePretrainHook(epochs=2)
+    phases = []
+    hook.before_train(runner)
+    for runner.epoch in (0, 1, 2):
+        hook.before_train_epoch(runner)
+        phases.append(model.image_only)
+    assert phases == [True, True, False]
+    runner.epoch = 1  # resumed in the middle of the first phase
+    hook.before_train_epoch(runner)
+    assert model.image_only
+    hook.after_train(runner)
+    assert not model.image_only
+    with pytest.raises(ConfigError, match='epochs is 3 and .* 3: no epoch is left'):
+        ImagePretrainHook(epochs=3).before_train(runner)
+    with pytest.raises(ConfigError, match='no camera branch'):
+        hook.before_train(SimpleNamespace(model=tiny_model('lidar'), epoch=0, max_epochs=3))
+    ImagePretrainHook(epochs=0).before_train(SimpleNamespace(model=tiny_model('lidar'), epoch=0, max_epochs=3))
 
 
 # ------------------------------------------------------------------------------------------------ shipped configs

@@ -13,6 +13,7 @@ data_config = dict(
     rot=(0.0, 0.0),
     flip=True,
     crop_h=(0.0, 0.0),
+    photometric=dict(contrast=(0.8, 1.2), brightness=(0.8, 1.2), channel_gain=(0.93, 1.07)),
 )
 camera_frames = 0
 lidar_frames = 7

@@ -65,6 +65,18 @@ def augment_image(image: Image.Image, augmentation: ImageAugmentation, resample=
     return image.rotate(augmentation.rotate) if augmentation.rotate else image
 
 
+def photometric_table(config: dict, rng) -> list:
+    """Draws a lookup table for ``Image.point``: 256 values for each of R, G and B.
+
+    Contrast about mid-grey, brightness and a gain of each channel: ``config['contrast']``, ``config['brightness']``
+    and ``config['channel_gain']``, each (low, high), each 1 where it is missing.
+    """
+    contrast, brightness = (rng.uniform(*config.get(name, (1.0, 1.0))) for name in ('contrast', 'brightness'))
+    gain = brightness * rng.uniform(*config.get('channel_gain', (1.0, 1.0)), size=(3, 1))
+    values = gain * (128 + contrast * (np.arange(256) - 128))
+    return np.clip(np.rint(values), 0, 255).astype(int).ravel().tolist()
+
+
 def augmentation_matrices(augmentation: ImageAugmentation) -> tuple:
     """The pixel map of ``augment_image``: ``uv_network = rot @ uv_file + tran``; rot (2, 2), tran (2,), float64."""
     left, top, right, bottom = augmentation.crop
@@ -107,9 +119,10 @@ class PrepareImageInputs(BaseTransform):
     * ``image_augmentations``: per camera ((H, W) of the file, ImageAugmentation).
 
     Args:
-        data_config: ``input_size`` (H, W); training: ``resize``, ``rot`` (degrees), ``crop_h``, each (low, high), and
-            ``flip``; testing: ``resize_test``; optional ``src_size`` (H, W): what the files must have; optional
-            ``cams``: cameras, in place of the dataset's (``Ncams`` must then agree).
+        data_config: ``input_size`` (H, W); training: ``resize``, ``rot`` (degrees), ``crop_h``, each (low, high),
+            ``flip`` and ``photometric`` (see ``photometric_table``; one draw a camera); testing: ``resize_test``;
+            optional ``src_size`` (H, W): what the files must have; optional ``cams``: cameras, in place of the
+            dataset's (``Ncams`` must then agree).
         is_train: draw the augmentation (else the fixed centre view).
         num_adjacent: older frames, T - 1; at most the dataset's ``num_adjacent``.
 
@@ -119,7 +132,8 @@ class PrepareImageInputs(BaseTransform):
     """
 
     def __init__(self, data_config: dict, is_train: bool = False, num_adjacent: int = 0):
-        known = {'input_size', 'src_size', 'resize', 'rot', 'flip', 'crop_h', 'resize_test', 'cams', 'Ncams'}
+        known = {'input_size', 'src_size', 'resize', 'rot', 'flip', 'crop_h', 'resize_test', 'photometric'}
+        known |= {'cams', 'Ncams'}
         unknown = set(data_config) - known
         if unknown or 'input_size' not in data_config:
             raise ConfigError(
@@ -151,7 +165,7 @@ class PrepareImageInputs(BaseTransform):
         post_trans = np.zeros((*shape, 3), dtype=np.float32)
         augmentations = []
         for n, name in enumerate(names):
-            augmentation, decoded = None, {}
+            augmentation, table, decoded = None, None, {}
             for t, info in enumerate(frames):
                 intrins[t, n], sensor2ego[t, n], ego2global[t, n] = camera_matrices(info, name)
                 path = camera(info, name)['img_path']
@@ -163,9 +177,12 @@ class PrepareImageInputs(BaseTransform):
                         rng = results['rng'] if self.is_train else None
                         augmentation = draw_augmentation(image.size, self.data_config, rng)
                         source_size = image.size
+                        if self.is_train and self.data_config.get('photometric'):
+                            table = photometric_table(self.data_config['photometric'], results['rng'])
                     if image.size != source_size:
                         raise DataError(f'{path}: image: size {image.size}, but the key frame has {source_size}')
-                    imgs[t, n] = np.asarray(augment_image(image, augmentation))
+                    image = augment_image(image, augmentation)
+                    imgs[t, n] = np.asarray(image if table is None else image.point(table))
                     decoded[path] = t
                 post_rots[t, n, :2, :2], post_trans[t, n, :2] = augmentation_matrices(augmentation)
             augmentations.append((source_size[::-1], augmentation))

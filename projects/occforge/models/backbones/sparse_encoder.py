@@ -3,7 +3,7 @@
 Source: FusionOcc (ACM MM 2024), its sparse encoder; the layers follow Yan, Mao, Li, "SECOND", Sensors 2018.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -45,6 +45,7 @@ class CustomSparseEncoder(BaseModule):
 
     Args:
         in_channels: leading values of a point that are features: x, y, z (metres), intensity, ring.
+        paint_channels: features that ``paint`` adds to each voxel.
         sparse_shape: input grid (X, Y, Z); None computes it from the range.
         point_cloud_range: (x0, y0, z0, x1, y1, z1) in metres; points outside are dropped.
         voxel_size: (x, y, z) in metres.
@@ -54,6 +55,8 @@ class CustomSparseEncoder(BaseModule):
         output_channels: channels of the volume.
         input_scale: factor of each input feature, or None. The published model takes raw values (metres, intensity up
             to 255, ring); a model trained from scratch in few steps learns faster from values of the order of one.
+        voxel_offsets: add the mean's offset from the voxel's centre, in voxels (-0.5 to 0.5), to each voxel: positions
+            of tens of metres hide it.
         norm_cfg: norm of the stages, any 1-D norm of the registry; None is
             ``dict(type='BN1d', eps=1e-3, momentum=0.01)``.
 
@@ -64,6 +67,7 @@ class CustomSparseEncoder(BaseModule):
     def __init__(
         self,
         in_channels: int = 5,
+        paint_channels: int = 0,
         sparse_shape: Sequence[int] | None = None,
         point_cloud_range: Sequence[float] = (-40.0, -40.0, -1.0, 40.0, 40.0, 5.4),
         voxel_size: Sequence[float] = (0.05, 0.05, 0.05),
@@ -71,6 +75,7 @@ class CustomSparseEncoder(BaseModule):
         encoder_channels: Sequence[Sequence[int]] = ((16, 16, 32), (32, 32, 48), (48, 48, 64), (64, 64)),
         output_channels: int = 32,
         input_scale: Sequence[float] | None = None,
+        voxel_offsets: bool = False,
         norm_cfg: dict | None = None,
         init_cfg: dict | None = None,
     ):
@@ -90,14 +95,16 @@ class CustomSparseEncoder(BaseModule):
         # not saved: published checkpoints have no key for it
         scale = None if input_scale is None else torch.tensor(input_scale, dtype=torch.float32)
         self.register_buffer('input_scale', scale, persistent=False)
-        self.in_channels = in_channels
+        self.in_channels, self.paint_channels = in_channels, paint_channels
+        self.voxel_offsets = voxel_offsets
         self.sparse_shape = shape
         self.point_cloud_range = tuple(point_cloud_range)
         self.voxel_size = tuple(voxel_size)
         self.output_channels = output_channels
 
         norm_cfg = norm_cfg or dict(type='BN1d', eps=1e-3, momentum=0.01)
-        self.conv_input = SparseSequential(SubMConv3d(in_channels, base_channels, 1, bias=False))
+        width = in_channels + paint_channels + (3 if voxel_offsets else 0)
+        self.conv_input = SparseSequential(SubMConv3d(width, base_channels, 1, bias=False))
         self.encoder_layers = SparseSequential()
         channels = base_channels
         for number, stage in enumerate(encoder_channels, start=1):
@@ -128,9 +135,21 @@ class CustomSparseEncoder(BaseModule):
         voxels = voxelize(features, batch_index, lower, self.voxel_size, self.sparse_shape)
         return SparseTensor(voxels.features, voxels.coords, self.sparse_shape, len(points))
 
-    def forward(self, points: Sequence[Tensor]) -> Tensor:
-        """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X)."""
+    def forward(self, points: Sequence[Tensor], paint: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X).
+
+        ``paint`` takes the voxels' mean positions (V, 3) and samples (V,) and returns (V, paint_channels).
+        """
+        if (paint is None) != (self.paint_channels == 0):
+            raise ValueError(f'paint: given is {paint}, and paint_channels {self.paint_channels}')
         x = self.voxelize(points)
+        position, features = x.features[:, :3], [x.features]
         if self.input_scale is not None:
-            x = x.replace_feature(x.features * self.input_scale.to(x.features.dtype))
+            features = [x.features * self.input_scale.to(x.features.dtype)]
+        if self.voxel_offsets:
+            lower, size = position.new_tensor(self.point_cloud_range[:3]), position.new_tensor(self.voxel_size)
+            features.append((position - lower) / size - x.coords[:, 1:] - 0.5)
+        if paint is not None:
+            features.append(paint(position, x.coords[:, 0]).to(position.dtype))
+        x = x.replace_feature(torch.cat(features, 1))
         return self.conv_out(self.encoder_layers(self.conv_input(x))).dense('zyx')

@@ -5,6 +5,7 @@ from .camera_depth_net import CM_ContextNet, CM_DepthNet, NaiveDepthNet
 from .cross_modal_lss import CrossModalLSS
 from .forward_projection import LSSViewTransformerFunction3D
 from .lss import LSSViewTransformer, camera_vector
+from .painting import paint_positions
 
 __all__ = [
     'BackwardProjection',
@@ -15,4 +16,5 @@ __all__ = [
     'LSSViewTransformerFunction3D',
     'NaiveDepthNet',
     'camera_vector',
+    'paint_positions',
 ]

@@ -336,19 +336,27 @@ class CrossModalLSS(LSSViewTransformer):
         Returns:
             volume (B, C, Z, Y, X), depth probabilities (B*N, D, h, w) and semantic logits (B*N, classes, h, w).
         """
-        batch, cameras = x.shape[:2]
-        image = self.img_reduce_conv(x.flatten(0, 1))
-        depth = self.depth_encoder(self._depth_input(image, depth_bins, batch, sample_seed))
-        image, depth = self.cross_model_fusion(image, depth)
-        fused = self.further_fuse(torch.cat([image, depth], dim=1))
-        depth, features, seg = self.depth_seg_net(fused, camera.flatten(0, 1))
-        depth = depth.float().softmax(dim=1)
+        depth, features, seg = self.encode(x, camera, depth_bins, sample_seed)
         if points is None:
             points = self.ego_points(sensor2keyego, intrins, post_rots, post_trans, bda)
         # in the features' type: under autocast the volume is then half as large, sums are float32 all the same
-        lifted = [x.to(features.dtype).unflatten(0, (batch, cameras)) for x in (depth, features)]
+        lifted = [value.to(features.dtype).unflatten(0, x.shape[:2]) for value in (depth, features)]
         volume = self.pool(*lifted, points)
         return volume, depth, seg
+
+    def encode(self, x, camera, depth_bins, sample_seed=None):
+        """The part before the lift, arguments as in ``forward``.
+
+        Returns:
+            depth probabilities (B*N, D, h, w) float32, features to lift (B*N, C, h, w) and semantic logits
+            (B*N, classes, h, w).
+        """
+        image = self.img_reduce_conv(x.flatten(0, 1))
+        depth = self.depth_encoder(self._depth_input(image, depth_bins, len(x), sample_seed))
+        image, depth = self.cross_model_fusion(image, depth)
+        fused = self.further_fuse(torch.cat([image, depth], dim=1))
+        depth, features, seg = self.depth_seg_net(fused, camera.flatten(0, 1))
+        return depth.float().softmax(dim=1), features, seg
 
     def _depth_input(self, like, depth_bins, batch, sample_seed):
         """One-hot bins (B*N, D, h, w) in the type of ``like``, with dropped pixels all zero."""

@@ -1,6 +1,7 @@
 """FusionOcc: camera and LiDAR occupancy prediction."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ from ...models.losses import (
     extend_mask,
     fine_features,
 )
-from ...models.view_transforms import camera_vector
+from ...models.view_transforms import camera_vector, paint_positions
 
 # Upstream's config names of the 3D encoder beside the names of the attributes (the checkpoint's keys).
 _ALIASES = dict(
@@ -68,6 +69,9 @@ class FusionOCC(Base3DDetector):
         img_seg_head: supervise the image features themselves, too, by a linear classifier of the pixels that only
             training has. The published path to the segmentation loss is ten layers longer, which costs a short
             training half of its 2D accuracy.
+        point_painting: give the LiDAR voxels the class probabilities of ``img_seg_head`` at the pixels that they
+            project to (Vora et al., "PointPainting", CVPR 2020): semantics then reach the points without passing the
+            depth bins.
         num_adj: previous camera frames.
         use_lidar, use_camera: modality.
         lidar_encoder: config of another LiDAR encoder.
@@ -127,6 +131,7 @@ class FusionOCC(Base3DDetector):
         depth_loss_weight=None,
         seg_loss_weight=None,
         img_seg_head=False,
+        point_painting=False,
         num_adj=1,
         align_after_view_transformation=False,
         use_lidar=True,
@@ -174,6 +179,10 @@ class FusionOCC(Base3DDetector):
             raise ConfigError(f'FusionOCC.temperature is {temperature}, expected a number above 0')
         if mask_extension is not None:
             check_extension(mask_extension, 'FusionOCC.mask_extension')
+        self.point_painting = point_painting
+        self.image_only = False  # a phase of the training, set by ImagePretrainHook
+        if point_painting and not (use_lidar and use_camera and img_seg_head):
+            raise ConfigError('FusionOCC.point_painting needs use_lidar, use_camera and img_seg_head')
 
         channels = 0
         self.img_seg_head = None
@@ -205,7 +214,10 @@ class FusionOCC(Base3DDetector):
                     ],
                     output_channels=lidar_out_channel,
                 )
-            self.lidar_encoder = _build(lidar_encoder, output_channels=lidar_out_channel)
+            inferred = dict(output_channels=lidar_out_channel)
+            if point_painting:
+                inferred['paint_channels'] = num_classes - 1
+            self.lidar_encoder = _build(lidar_encoder, **inferred)
             channels += lidar_out_channel
 
         width = channels
@@ -285,7 +297,7 @@ class FusionOCC(Base3DDetector):
         if self.use_camera:
             volumes, auxiliary = self.extract_camera(batch_inputs_dict, batch_data_samples)
         if self.use_lidar:
-            volumes.append(self.extract_lidar(batch_inputs_dict))
+            volumes.append(self.extract_lidar(batch_inputs_dict, auxiliary.pop('paint', None)))
         sizes = {tuple(volume.shape[2:]) for volume in volumes}
         if len(sizes) > 1:
             raise ConfigError(f'camera and LiDAR volumes have the grids (Z, Y, X) {sorted(sizes)}, expected one')
@@ -300,29 +312,17 @@ class FusionOCC(Base3DDetector):
             x = self.occ_upsample(x, volume)
         return self.final_conv(x), auxiliary
 
-    def extract_lidar(self, inputs):
+    def extract_lidar(self, inputs, paint=None):
         """LiDAR volume (B, C, Z, Y, X)."""
-        return self.lidar_encoder(inputs['points'])
+        if paint is None:
+            return self.lidar_encoder(inputs['points'])
+        return self.lidar_encoder(inputs['points'], paint)
 
     def extract_camera(self, inputs, data_samples=None):
         """Camera volumes, oldest frame first and the key frame last, and the key frame's auxiliary outputs."""
         imgs, view = inputs['imgs'], self.img_view_transformer
-        if imgs.shape[1] != self.num_frames:
-            raise ConfigError(
-                f'FusionOCC.num_adj asks for {self.num_frames} camera frames, the pipeline gives {imgs.shape[1]}'
-            )
-        key_ego2global = None
-        if self.key_ego == 'lidar':
-            key_ego2global = self._lidar_ego_pose(data_samples).to(imgs.device)
-        sensor2keyego = self.sensor_to_key_ego(inputs['sensor2ego'], inputs['ego2global'], key_ego2global)
+        sensor2keyego, depth_bins = self._camera_geometry(inputs, data_samples)
         bda = inputs['bda']
-        sparse_depth = inputs.get('sparse_depth')
-        depth_bins = None if sparse_depth is None else view.depth_bins(sparse_depth)
-        if depth_bins is None and getattr(view, 'use_depth_input', False):
-            raise ConfigError(
-                "the pipeline gives no 'sparse_depth': add PointToMultiViewDepth, or set "
-                'img_view_transformer.use_depth_input=False'
-            )
         volumes, auxiliary = [], {}
         for frame in reversed(range(self.num_frames)):
             intrins, post_rots, post_trans = (inputs[key][:, frame] for key in ('intrins', 'post_rots', 'post_trans'))
@@ -348,9 +348,54 @@ class FusionOCC(Base3DDetector):
             volumes.append(volume)
             if frame == 0:
                 auxiliary = dict(depth=depth, seg=seg, depth_bins=depth_bins)
-                if self.training and self.img_seg_head is not None:
+                if self.img_seg_head is not None and (self.training or self.point_painting):
                     auxiliary['img_seg'] = self.img_seg_head(features.flatten(0, 1))
+                if self.point_painting:
+                    scores = auxiliary['img_seg'].float().softmax(1)[:, : self.num_classes - 1]
+                    auxiliary['paint'] = functools.partial(
+                        paint_positions,
+                        features=scores.unflatten(0, features.shape[:2]),
+                        sensor2keyego=sensor2keyego[:, 0],
+                        intrins=intrins,
+                        post_rots=post_rots,
+                        post_trans=post_trans,
+                        bda=bda,
+                        input_size=view.input_size,
+                    )
         return volumes, auxiliary
+
+    def _camera_geometry(self, inputs, data_samples):
+        """Poses (B, T, N, 4, 4) in the key ego frame and the depth bins of the LiDAR's depth, or None."""
+        view = self.img_view_transformer
+        if inputs['imgs'].shape[1] != self.num_frames:
+            raise ConfigError(
+                f'FusionOCC.num_adj asks for {self.num_frames} camera frames, the pipeline gives '
+                f'{inputs["imgs"].shape[1]}'
+            )
+        key_ego2global = None
+        if self.key_ego == 'lidar':
+            key_ego2global = self._lidar_ego_pose(data_samples).to(inputs['imgs'].device)
+        sensor2keyego = self.sensor_to_key_ego(inputs['sensor2ego'], inputs['ego2global'], key_ego2global)
+        sparse_depth = inputs.get('sparse_depth')
+        depth_bins = None if sparse_depth is None else view.depth_bins(sparse_depth)
+        if depth_bins is None and getattr(view, 'use_depth_input', False):
+            raise ConfigError(
+                "the pipeline gives no 'sparse_depth': add PointToMultiViewDepth, or set "
+                'img_view_transformer.use_depth_input=False'
+            )
+        return sensor2keyego, depth_bins
+
+    def image_auxiliary(self, inputs, data_samples=None):
+        """The camera branch's auxiliary outputs of the key frame (see ``extract_feat``) without its volume."""
+        sensor2keyego, depth_bins = self._camera_geometry(inputs, data_samples)
+        features = self.image_features(inputs['imgs'][:, 0])
+        cameras = [inputs[key][:, 0] for key in ('intrins', 'post_rots', 'post_trans')]
+        camera = camera_vector(sensor2keyego[:, 0], *cameras, inputs['bda'])
+        depth, _, seg = self.img_view_transformer.encode(features, camera, depth_bins, inputs.get('sample_seed'))
+        auxiliary = dict(depth=depth, seg=seg, depth_bins=depth_bins)
+        if self.img_seg_head is not None:
+            auxiliary['img_seg'] = self.img_seg_head(features.flatten(0, 1))
+        return auxiliary
 
     def image_features(self, imgs):
         """(B, N, 3, H, W) -> (B, N, C, h, w)."""
@@ -390,7 +435,13 @@ class FusionOCC(Base3DDetector):
         return features if self.predicter is None else self.predicter(features)
 
     def loss(self, batch_inputs_dict, batch_data_samples, **kwargs):
-        """Losses of a batch: ``loss_occ`` (and ``loss_lovasz``), ``depth_loss`` and ``seg_loss``."""
+        """Losses of a batch: ``loss_occ`` (and ``loss_lovasz``), ``depth_loss`` and ``seg_loss``.
+
+        While ``image_only`` is set (``ImagePretrainHook``) those of the camera branch alone, without lifting anything.
+        """
+        if self.image_only:
+            auxiliary = self.image_auxiliary(batch_inputs_dict, batch_data_samples)
+            return self.camera_losses(auxiliary, batch_inputs_dict.get('segs'))
         volume, auxiliary = self.extract_feat(batch_inputs_dict, batch_data_samples)
         losses = self.occupancy_loss(volume, batch_data_samples, batch_inputs_dict.get('sample_seed'))
         if auxiliary:
