@@ -349,7 +349,7 @@ def test_image_pretrain_hook_switches_between_epochs():
     assert model.image_only
     hook.after_train(runner)
     assert not model.image_only
-    with pytest.raises(ConfigError, match='epochs is 3 and .* 3: no epoch is left'):
+    with pytest.raises(ConfigError, match='no epoch is left for the whole model'):
         ImagePretrainHook(epochs=3).before_train(runner)
     with pytest.raises(ConfigError, match='no camera branch'):
         hook.before_train(SimpleNamespace(model=tiny_model('lidar'), epoch=0, max_epochs=3))
