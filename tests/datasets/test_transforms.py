@@ -173,6 +173,24 @@ def test_fused_clouds_agree_on_a_resting_world(tmp_path):
     assert len(results['key_points']) == 2 and np.allclose(results['key_points'][:, 3], 2)
 
 
+def test_sweeps_between_key_frames(world):
+    whole = FuseAdjacentPoints(2, with_time=True)(LoadLidarPoints()(sample(world, frame=2)))['points']
+    results = LoadLidarPoints()(sample(world, frame=2))
+    # the previous key frames once more, as the sweeps of the current one
+    results['lidar_sweeps'] = [
+        dict(
+            lidar_points=dict(info['lidar_points'], lidar_path=info['lidar_path']),
+            ego2global=info['ego2global'],
+            timestamp=info['timestamp'],
+        )
+        for info in results['adjacent'][:2]
+    ]
+    points = FuseAdjacentPoints(0, sweeps=(0, 1, 7), with_time=True)(results)['points']
+    assert np.array_equal(points, whole)
+    with pytest.raises(ConfigError, match='sweeps'):
+        FuseAdjacentPoints(0, sweeps=(-1,))
+
+
 def test_missing_frames_are_left_out_unless_asked_for(world):
     counts = [
         len(FuseAdjacentPoints(2, repeat_missing=repeat)(LoadLidarPoints()(sample(world, frame=1)))['points'])

@@ -6,11 +6,11 @@ A voxel is judged at sample points 0.1 m apart (4 x 4 x 4 in a voxel of 0.4 m).
   its solids. The outer margin makes the test conservative (a flat face anywhere in the voxel is found) and covers the
   range noise of the scans that real labels are accumulated from.
 * The ground is the sheet of the height field, sampled at 0.1 m over each column, 3 cm thick.
-* A surface is only there where the LiDAR hit it from ``SEEN_BEFORE`` seconds before to ``SEEN_AFTER`` seconds after
-  the moment, or within a voxel of such a hit, as Occ3D labels what its accumulated scans hit: the far sides, the inside
-  and the back yards that no sweep reached are free. Hits on moving objects move with them. (Occ3D accumulates whole
-  scenes. More than a third of such labels is first seen long after the moment; here nearly all that is labelled could
-  be known by then, so that a score without a mask says how well a model perceives.)
+* A surface is only there where the LiDAR hit it in the ``SEEN_BEFORE`` seconds up to the moment, or within a voxel of
+  such a hit, as Occ3D labels what its accumulated scans hit: the far sides, the inside and the back yards that no sweep
+  reached are free. Hits on moving objects move with them. (Occ3D accumulates whole scenes. More than a third of such
+  labels is first seen after the moment, and a model can but guess it; here all that is labelled had been seen by then,
+  so that a score without a mask says how well a model perceives.)
 * A voxel that holds several classes gets the object class with the most samples if that fills at least 1/10 of it,
   else the ground's most frequent class, else the object class. Small classes weigh more (see ``WEIGHT``).
 """
@@ -33,7 +33,7 @@ MARGIN = 0.07  # metres around solids
 SKIN = 0.1  # metres into solids
 SHEET = 0.03  # half thickness of the ground, metres
 FILLED = 0.1  # share of a voxel from which on an object owns it
-SEEN_BEFORE, SEEN_AFTER = 3.5, 1.0  # seconds around a key frame whose sweeps make its labels
+SEEN_BEFORE = 3.5  # seconds before a key frame whose sweeps make its labels
 HIT_CELL = 0.2  # metres; hits closer together than this are kept once
 MASK_RAYS = (240, 135)  # camera rays for the camera mask, across and down, through the centres of equal blocks
 WEIGHT = np.ones(18)  # of a class's samples against those of other objects
@@ -78,7 +78,7 @@ class Seen:
     def voxels(self, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
         """(X, Y, Z) bool each: within a voxel of a hit on the ground, and of one on an object."""
         age = moment.time - self.times
-        near = (age < SEEN_BEFORE + 0.01) & (age > -SEEN_AFTER - 0.01)
+        near = (age < SEEN_BEFORE + 0.01) & (age > -0.01)
         agents, points = self.agents[near], (self.cells[near] + 0.5) * HIT_CELL
         moving = agents >= self.world.still
         x, y, z, yaw = moment.place[agents[moving]].T

@@ -191,19 +191,19 @@ class Layout:
 
     def _pavement(self, angle):
         rng = self.rng
-        base = hsv(rng, (0.0, 0.14), (0.0, 0.35), (0.5, 0.9))
+        base = hsv(rng, (0.0, 0.14), (0.0, 0.18), (0.6, 0.95))
         joint = base * rng.uniform(0.35, 0.75) if rng.random() < 0.7 else base * 1.4
-        material = str(rng.choice(['slabs', 'bricks', 'concrete'], p=[0.45, 0.35, 0.2]))
+        material = str(rng.choice(['slabs', 'bricks', 'concrete'], p=[0.5, 0.3, 0.2]))
         return self.kind(SIDEWALK, material, (base, joint), angle, rng.uniform(0.8, 1.25))
 
     def _green(self):
         rng = self.rng
-        material = str(rng.choice(['grass', 'meadow', 'dirt', 'gravel'], p=[0.5, 0.35, 0.1, 0.05]))
+        material = str(rng.choice(['grass', 'meadow', 'dirt', 'gravel'], p=[0.55, 0.35, 0.07, 0.03]))
         if material in ('grass', 'meadow'):
-            base = hsv(rng, (0.17, 0.36), (0.4, 0.8), (0.3, 0.65))
-            other = hsv(rng, (0.08, 0.3), (0.3, 0.7), (0.25, 0.65))
+            base = hsv(rng, (0.19, 0.36), (0.5, 0.85), (0.3, 0.6))
+            other = hsv(rng, (0.12, 0.3), (0.4, 0.75), (0.25, 0.6))
         else:
-            base = hsv(rng, (0.05, 0.13), (0.05, 0.55), (0.3, 0.75))
+            base = hsv(rng, (0.05, 0.11), (0.35, 0.6), (0.25, 0.5))
             other = base * rng.uniform(0.4, 0.8)
         return self.kind(TERRAIN, material, (base, other), rng.uniform(0, 6), rng.uniform(0.8, 1.3))
 
@@ -211,12 +211,12 @@ class Layout:
         """Surfaces of the class other_flat: bicycle lanes, islands, aprons."""
         rng = self.rng
         if where == 'bike':
-            base = hsv(rng, ((0.95, 1.03), (0.53, 0.62))[rng.integers(2)], (0.4, 0.8), (0.35, 0.75))
+            base = hsv(rng, ((0.95, 1.03), (0.53, 0.62))[rng.integers(2)], (0.6, 0.9), (0.4, 0.8))
             return self.kind(OTHER_FLAT, str(rng.choice(['paint', 'studs'])), (base, base * 0.5), angle)
         if where == 'median' and rng.random() < 0.5:
             base = np.full(3, rng.uniform(0.06, 0.25))
             return self.kind(OTHER_FLAT, 'hatch', (base, hsv(rng, (0.1, 0.17), (0, 0.8), (0.7, 0.95))), angle)
-        base = hsv(rng, (0.95, 1.14), (0.2, 0.6), (0.3, 0.8))
+        base = hsv(rng, (0.95, 1.05), (0.4, 0.75), (0.35, 0.7))
         material = str(rng.choice(['cobble', 'checker', 'hatch'], p=[0.45, 0.4, 0.15]))
         other = base * rng.uniform(0.25, 0.6) if material != 'checker' else hsv(rng, (0, 0.14), (0, 0.4), (0.2, 0.9))
         return self.kind(OTHER_FLAT, material, (base, other), angle, rng.uniform(0.8, 1.3))

@@ -165,7 +165,7 @@ def paint(rng):
     return hsv(rng, saturation=(0.35, 0.95), value=(0.25, 0.95))
 
 
-def livery(rng, hues, saturation=(0.6, 0.95), value=(0.4, 0.9), share=0.8):
+def livery(rng, hues, saturation=(0.6, 0.95), value=(0.4, 0.9), share=0.9):
     """One of the usual colours of a kind of thing (cones are orange, containers blue or rusty), or any ``paint``."""
     if rng.random() >= share:
         return paint(rng)

@@ -1,6 +1,7 @@
 """Points, LiDAR segmentation labels and occupancy labels."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -72,12 +73,15 @@ class LoadLidarSegLabels(BaseTransform):
 
 @TRANSFORMS.register_module()
 class FuseAdjacentPoints(BaseTransform):
-    """Adds the clouds of the previous key frames, moved into the current LiDAR frame.
+    """Adds the clouds of the previous key frames and of sweeps between them, moved into the current LiDAR frame.
 
     The ego's motion is compensated (float64 poses), that of other road users is not.
 
     Args:
         num_adjacent: previous key frames to add, at most the dataset's ``num_adjacent``.
+        sweeps: which of the sweeps before the current key frame, and before each of the previous ones, to add too:
+            places in ``lidar_sweeps``, 0 for the last one before the key frame (in nuScenes 0.05 s earlier; 9 is the
+            key frame before). Sweeps that a scene does not have are left out. The published model uses none.
         load_dim: values a point in the files.
         repeat_missing: at the start of a scene add the current cloud once for each missing one, as the reference of
             the BEVDet-occupancy family does. It only changes point counts, so the default leaves them out.
@@ -93,12 +97,16 @@ class FuseAdjacentPoints(BaseTransform):
     def __init__(
         self,
         num_adjacent: int = 7,
+        sweeps: Sequence[int] = (),
         load_dim: int = 5,
         repeat_missing: bool = False,
         with_time: bool = False,
         nonfinite: str = 'error',
     ):
         self.num_adjacent = num_adjacent
+        if any(place < 0 for place in sweeps):
+            raise ConfigError(f'FuseAdjacentPoints field sweeps is {list(sweeps)}, expected places from 0')
+        self.sweeps = tuple(sweeps)
         self.load_dim = load_dim
         self.repeat_missing = repeat_missing
         self.with_time = with_time
@@ -115,13 +123,17 @@ class FuseAdjacentPoints(BaseTransform):
         clouds, ages = [points], [0.0]
         lidar2ego, ego2global = lidar_matrices(results)
         global2lidar = np.linalg.inv(ego2global @ lidar2ego)
+        others = self._sweeps(results)
         for info in adjacent[: self.num_adjacent]:
             if info.get('is_repeat'):
                 if self.repeat_missing:
                     clouds.append(points)
                     ages.append(0.0)
                 continue
-            cloud = read_points(required_path(info, 'lidar_path'), self.load_dim, self.nonfinite)
+            others += [info, *self._sweeps(info)]
+        for info in others:
+            path = info.get('lidar_path') or required_path(info.get('lidar_points') or {}, 'lidar_path')
+            cloud = read_points(path, self.load_dim, self.nonfinite)
             lidar2ego, ego2global = lidar_matrices(info)
             motion = global2lidar @ ego2global @ lidar2ego
             # the product is small again, so float32 loses nothing from here on
@@ -132,6 +144,10 @@ class FuseAdjacentPoints(BaseTransform):
             clouds = [np.pad(cloud, ((0, 0), (0, 1)), constant_values=age) for cloud, age in zip(clouds, ages)]
         results['points'] = np.concatenate(clouds)
         return results
+
+    def _sweeps(self, info):
+        known = info.get('lidar_sweeps') or ()
+        return [known[place] for place in self.sweeps if place < len(known)]
 
 
 @TRANSFORMS.register_module()
