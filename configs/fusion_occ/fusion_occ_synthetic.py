@@ -99,9 +99,9 @@ model = dict(
 
 # -------------------------------------------------------------------------------------------------------- schedule
 # The first epochs teach the image branch alone: such a step takes a quarter of a whole one.
-image_epochs = 4
-max_epochs = image_epochs + 8
-lr = 6e-3
+image_epochs = 5
+max_epochs = image_epochs + 6
+lr = 8e-3
 train_cfg = dict(val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.99)))  # a memory of 100 steps: there are only a few hundred
 param_scheduler = [
