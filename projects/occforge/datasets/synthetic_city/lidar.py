@@ -60,7 +60,7 @@ def sweep(world: World, moment: Moment, lidar: Lidar, rng) -> Sweep:
     group = np.array([0, 0, 1, 1, 2, 2])[face]
     material = world.material[row, group]
     bright = world.colour[row, 0].mean(1)
-    reflect = (0.6 * book.intensity[material] + 0.25 * bright) * rng.lognormal(0, 0.45, len(row))
+    reflect = (0.6 * book.intensity[material] + 0.25 * bright) * rng.lognormal(0, 0.3, len(row))
     power = reflect * (0.35 + 0.65 * slant) * np.exp(-distance / 70)
     intensity = np.clip(np.rint(power * 160 * (1 - 0.5 * book.gloss[material])), 0, 255)
     lost = 0.02 + 0.1 * book.gloss[material] + 0.35 * (distance / lidar.max_range) ** 2 + 0.25 * (slant < 0.03)

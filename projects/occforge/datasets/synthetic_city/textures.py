@@ -21,7 +21,7 @@ class Material(NamedTuple):
 
     tile: tuple[float, float]  # metres per repetition along u and v; 0 = stretched once over the face
     gloss: float = 0.0  # share of the sky's reflection in the second colour (panes of glass)
-    intensity: float = 0.3  # LiDAR reflectivity of the surface, 0..1
+    intensity: float = 0.3  # LiDAR reflectivity of the surface, 0..1; in the near infrared plants are bright
 
 
 def _noise(rng, cells, octaves=4, gain=0.55, stretch=(1, 1)):
@@ -108,18 +108,18 @@ def _build(rng):
     add('asphalt_mended', square * 0.8, 1 + 0.09 * noise(64, 2) - 0.35 * seams + 0.05 * noise(4), (9, 9), 0, 0.18)
     joint, stone = _bond(4, 4, 0.035, 0.035, running=False)
     tone = rng.normal(1, 0.09, 16)[stone]
-    add('slabs', joint, tone + 0.05 * noise(32, 2) - 0.25 * joint, (4, 4), 0, 0.24)
+    add('slabs', joint, tone + 0.05 * noise(32, 2) - 0.25 * joint, (4, 4), 0, 0.3)
     joint, stone = _bond(4, 8, 0.04, 0.07)
     tone = rng.normal(1, 0.13, 32)[stone]
     add('bricks', joint, tone + 0.05 * noise(32, 2), (2.4, 2.4), 0, 0.22)
     joint, _ = _bond(2, 2, 0.012, 0.012, running=False)
     add('concrete', joint * 0.8, 1 + 0.08 * noise(4, 5) - 0.35 * joint, (5, 5), 0, 0.26)
     tufts = noise(12, 4, 0.8)
-    add('grass', np.clip(0.4 + 0.35 * noise(6, 4, 0.7), 0, 1), 1 + 0.24 * tufts, (4, 4), 0, 0.3)
+    add('grass', np.clip(0.4 + 0.35 * noise(6, 4, 0.7), 0, 1), 1 + 0.24 * tufts, (4, 4), 0, 0.55)
     dry = noise(3, 5, 0.65)
-    add('meadow', np.clip(0.45 + 0.5 * dry, 0, 1), 1 + 0.2 * noise(24, 3, 0.9, (1, 2)), (6, 6), 0, 0.3)
+    add('meadow', np.clip(0.45 + 0.5 * dry, 0, 1), 1 + 0.2 * noise(24, 3, 0.9, (1, 2)), (6, 6), 0, 0.5)
     clods = noise(8, 4, 0.7)
-    add('dirt', np.clip(0.3 + 0.3 * noise(3, 3), 0, 1), 1 + 0.17 * clods, (5, 5), 0, 0.22)
+    add('dirt', np.clip(0.3 + 0.3 * noise(3, 3), 0, 1), 1 + 0.17 * clods, (5, 5), 0, 0.3)
     distance, gap, cell = _cells(rng, 300)
     tone = rng.normal(1, 0.28, 300)[cell]
     add('gravel', (gap < 0.008) * 0.9, tone - 0.3 * (gap < 0.008), (3, 3), 0, 0.22)
@@ -129,7 +129,7 @@ def _build(rng):
     tone = rng.normal(1, 0.16, 90)[cell]
     add('cobble', (gap < 0.028) * 1.0, tone + 0.2 - 3.2 * distance, (3, 3), 0, 0.22)
     worn = noise(16, 4)
-    add('paint', (worn > 1.7) * 0.8, 1 + 0.06 * noise(48, 2) + 0.05 * noise(4), (4, 4), 0, 0.3)
+    add('paint', (worn > 1.7) * 0.8, 1 + 0.06 * noise(48, 2) + 0.05 * noise(4), (4, 4), 0, 0.4)
     checker = ((np.floor(u * 4) + np.floor(v * 4)) % 2).astype(np.float32)
     joint, _ = _bond(4, 4, 0.03, 0.03, running=False)
     add('checker', checker, 1 + 0.06 * noise(32, 2) - 0.3 * joint, (4, 4), 0, 0.24)
@@ -178,11 +178,11 @@ def _build(rng):
 
     # ---- vegetation --------------------------------------------------------------------------------------------
     leaves = noise(10, 4, 0.85)
-    add('leaves', np.clip(0.4 + 0.4 * noise(5, 4, 0.7), 0, 1), np.clip(1 + 0.38 * leaves, 0.2, 2), (3, 3), 0, 0.35)
+    add('leaves', np.clip(0.4 + 0.4 * noise(5, 4, 0.7), 0, 1), np.clip(1 + 0.38 * leaves, 0.2, 2), (3, 3), 0, 0.55)
     needles = noise(8, 4, 0.8, (2, 1))
-    add('needles', np.clip(0.3 + 0.35 * noise(5, 4), 0, 1), np.clip(0.9 + 0.36 * needles, 0.2, 2), (2.5, 2.5), 0, 0.33)
+    add('needles', np.clip(0.3 + 0.35 * noise(5, 4), 0, 1), np.clip(0.9 + 0.36 * needles, 0.2, 2), (2.5, 2.5), 0, 0.5)
     clipped = noise(16, 3, 0.9)
-    add('hedge', np.clip(0.4 + 0.35 * noise(8, 3), 0, 1), np.clip(1 + 0.3 * clipped, 0.2, 2), (2.4, 2.4), 0, 0.35)
+    add('hedge', np.clip(0.4 + 0.35 * noise(8, 3), 0, 1), np.clip(1 + 0.3 * clipped, 0.2, 2), (2.4, 2.4), 0, 0.55)
     add(
         'bark',
         np.clip(0.4 + 0.4 * noise(4, 4, 0.6, (4, 1)), 0, 1),

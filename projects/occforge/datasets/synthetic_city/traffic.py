@@ -321,7 +321,16 @@ class Town:
             return 2.0
         used = 0.0
         for _ in range(int(rng.integers(3, 6))):
-            build = [make.dumpster, make.dumpster, make.push_cart, make.debris, make.mailbox, make.bench, make.animal]
+            build = [
+                make.dumpster,
+                make.dumpster,
+                make.dumpster,
+                make.push_cart,
+                make.debris,
+                make.mailbox,
+                make.bench,
+                make.animal,
+            ]
             model = build[int(rng.integers(len(build)))](rng)
             turn = rng.choice([0, np.pi / 2]) + np.radians(rng.normal(0, 8))
             d = strip[0] + 0.8 + rng.uniform(0, max(strip[1] - strip[0] - 1.2, 0.1))
