@@ -306,6 +306,11 @@ def test_bad_configs_are_refused():
         MODELS.build(tiny_config(key_ego='car'))
     with pytest.raises(ConfigError, match='point_painting needs use_lidar, use_camera and img_seg_head'):
         MODELS.build(tiny_config(point_painting=True))
+    with pytest.raises(ConfigError, match='coarse_camera needs volume_downsample'):
+        MODELS.build(tiny_config(coarse_camera=True, volume_downsample=None))
+    fine = tiny_model(coarse_camera=True)  # whose camera is still lifted to the fine grid
+    with pytest.raises(ConfigError, match='camera and downsampled LiDAR volumes have the grids'):
+        fine(*tiny_batch(), mode='loss')
 
 
 def test_painting_teaches_the_image_classifier_from_the_occupancy():
@@ -318,6 +323,29 @@ def test_painting_teaches_the_image_classifier_from_the_occupancy():
         seen = model(inputs, samples, mode='tensor')
         model.img_seg_head.weight.normal_()
         assert not torch.equal(model(inputs, samples, mode='tensor'), seen)
+
+
+COARSE = dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0])
+
+
+@pytest.mark.parametrize('coarse_camera', [False, True])
+@pytest.mark.parametrize('modality', MODALITIES)
+def test_voxel_by_voxel_losses_equal_those_of_the_whole_volume(modality, coarse_camera):
+    changes = dict(final_kernel=1, coarse_camera=coarse_camera)
+    if coarse_camera:
+        changes['img_view_transformer'] = dict(tiny_config()['img_view_transformer'], grid_config=COARSE)
+    model = tiny_model(modality, **changes)
+    inputs, samples = tiny_batch(drop=ABSENT[modality])
+    results = []
+    assert model.pointwise
+    for model.pointwise in (True, False):
+        model.zero_grad()
+        losses = model(inputs, samples, mode='loss')
+        sum(losses.values()).backward()
+        results.append((losses, {name: p.grad.clone() for name, p in model.named_parameters()}))
+    for first, second in zip(*results):
+        for name in first:
+            torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_image_only_phase_trains_the_image_branch_alone():

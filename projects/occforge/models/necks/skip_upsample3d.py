@@ -33,13 +33,24 @@ class SkipUpsample3D(BaseModule):
         self.skip = nn.Linear(skip_channels, out_channels, bias=False) if project else None
 
     def forward(self, coarse, skip=None):
-        if (skip is None) != (self.skip_channels == 0):
-            raise ValueError('SkipUpsample3D: skip features given and skip_channels 0, or the other way round')
-        # channels-last products before the interpolation: linear maps commute with it
-        x = linear(coarse.permute(0, 2, 3, 4, 1), self.coarse.weight, self.coarse.bias).permute(0, 4, 1, 2, 3)
-        x = interpolate(x, scale_factor=self.scale_factor, mode='trilinear', align_corners=False)
+        x = self._upsample(coarse, skip)
         if skip is None:
             return x
         if self.skip is not None:
             skip = linear(skip.permute(0, 2, 3, 4, 1), self.skip.weight).permute(0, 4, 1, 2, 3)
         return x + skip
+
+    def at(self, coarse, skip, rows):
+        """``forward`` at some voxels: rows (V,) int64 in the flattened (B, sZ, sY, sX) -> (V, out_channels)."""
+        x = self._upsample(coarse, skip).permute(0, 2, 3, 4, 1).flatten(0, 3).index_select(0, rows)
+        if skip is None:
+            return x
+        skip = skip.permute(0, 2, 3, 4, 1).flatten(0, 3).index_select(0, rows)
+        return x + (skip if self.skip is None else self.skip(skip))
+
+    def _upsample(self, coarse, skip):
+        if (skip is None) != (self.skip_channels == 0):
+            raise ValueError('SkipUpsample3D: skip features given and skip_channels 0, or the other way round')
+        # channels-last products before the interpolation: linear maps commute with it
+        x = linear(coarse.permute(0, 2, 3, 4, 1), self.coarse.weight, self.coarse.bias).permute(0, 4, 1, 2, 3)
+        return interpolate(x, scale_factor=self.scale_factor, mode='trilinear', align_corners=False)

@@ -79,6 +79,10 @@ class FusionOCC(Base3DDetector):
             encoded: ``dict(out_channels, stride)``, a convolution with kernel = stride, norm and ReLU.
         occ_upsample: ``SkipUpsample3D`` that brings the encoded volume back, joined with the concatenated volumes.
             ``in_channels`` and ``skip_channels`` may be left out.
+        coarse_camera: the camera's volume is lifted to the encoder's grid and joins behind ``volume_downsample``, which
+            then serves the LiDAR alone.
+        final_kernel: size of the last convolution. With 1 and ``occ_upsample`` all that follows the encoder acts voxel
+            by voxel, and the training computes it at the supervised voxels only.
         norm_cfg: norm layer of ``volume_downsample``.
         free_prior: probability of "free" that an untrained model starts with (its bias is set so), or None for torch's
             initialisation. Saves a short training the steps that only learn that most voxels are free.
@@ -138,7 +142,9 @@ class FusionOCC(Base3DDetector):
         use_camera=True,
         lidar_encoder=None,
         volume_downsample=None,
+        coarse_camera=False,
         occ_upsample=None,
+        final_kernel=3,
         norm_cfg=None,
         free_prior=None,
         mask_extension=None,
@@ -184,7 +190,7 @@ class FusionOCC(Base3DDetector):
         if point_painting and not (use_lidar and use_camera and img_seg_head):
             raise ConfigError('FusionOCC.point_painting needs use_lidar, use_camera and img_seg_head')
 
-        channels = 0
+        channels = camera_channels = 0
         self.img_seg_head = None
         self.img_backbone = self.img_neck = self.img_view_transformer = self.pre_process_net = None
         if use_camera:
@@ -199,7 +205,7 @@ class FusionOCC(Base3DDetector):
             if pre_process is not None:
                 self.pre_process_net = _build(pre_process, numC_input=volume_channels)
                 volume_channels = pre_process.get('num_channels', [2 * volume_channels])[-1]
-            channels += volume_channels * self.num_frames
+            camera_channels = volume_channels * self.num_frames
 
         self.lidar_encoder = self.volume_downsample = self.occ_upsample = None
         if use_lidar:
@@ -220,8 +226,13 @@ class FusionOCC(Base3DDetector):
             self.lidar_encoder = _build(lidar_encoder, **inferred)
             channels += lidar_out_channel
 
+        self.coarse_camera = coarse_camera
+        if coarse_camera and (volume_downsample is None or occ_upsample is None):
+            raise ConfigError('FusionOCC.coarse_camera needs volume_downsample and occ_upsample')
+        if not coarse_camera:
+            channels += camera_channels
         width = channels
-        if volume_downsample is not None:
+        if volume_downsample is not None and channels:
             width, stride = volume_downsample['out_channels'], volume_downsample['stride']
             self.volume_downsample = ConvModule(
                 channels,
@@ -232,6 +243,8 @@ class FusionOCC(Base3DDetector):
                 conv_cfg=dict(type='Conv3d'),
                 norm_cfg=norm_cfg or dict(type='BN3d'),
             )
+        if coarse_camera:
+            width += camera_channels
         self.img_bev_encoder_backbone = _build(encoder['img_bev_encoder_backbone'], numC_input=width)
         self.img_bev_encoder_neck = MODELS.build(encoder['img_bev_encoder_neck'])
         width = encoder['img_bev_encoder_neck']['out_channels']
@@ -242,8 +255,8 @@ class FusionOCC(Base3DDetector):
         self.final_conv = ConvModule(
             width,
             out_dim if use_predicter else num_classes,
-            3,
-            padding=1,
+            final_kernel,
+            padding=final_kernel // 2,
             bias=True,
             conv_cfg=dict(type='Conv3d'),
         )
@@ -265,6 +278,8 @@ class FusionOCC(Base3DDetector):
             if not isinstance(self.loss_occ, ChunkedOccupancyLoss):
                 raise ConfigError("FusionOCC.query_ratio needs loss_occ=dict(type='ChunkedOccupancyLoss')")
         self.query_ratio, self.query_budget, self.query_skip_free = query_ratio, query_budget, query_skip_free
+        self.pointwise = occ_upsample is not None and final_kernel == 1 and query_ratio is None
+        self.pointwise &= not isinstance(self.loss_occ, ChunkedOccupancyLoss)
 
     def init_weights(self):
         super().init_weights()
@@ -293,24 +308,43 @@ class FusionOCC(Base3DDetector):
         Returns:
             The volume, and ``dict(depth, seg, depth_bins)`` of the key frame (empty without cameras).
         """
-        volumes, auxiliary = [], {}
+        encoded, fine, auxiliary = self.encode(batch_inputs_dict, batch_data_samples)
+        if self.occ_upsample is not None:
+            encoded = self.occ_upsample(encoded, fine)
+        return self.final_conv(encoded), auxiliary
+
+    def encode(self, batch_inputs_dict, batch_data_samples=None):
+        """Both sensors' volumes and what the 3D encoder makes of them.
+
+        Returns:
+            The encoded volume (B, C, Z, Y, X) on the encoder's grid, the sensors' volumes that entered
+            ``volume_downsample``, concatenated, on their grid (None where none did), and the camera branch's auxiliary
+            outputs.
+        """
+        cameras, lidars, auxiliary = [], [], {}
         if self.use_camera:
-            volumes, auxiliary = self.extract_camera(batch_inputs_dict, batch_data_samples)
+            cameras, auxiliary = self.extract_camera(batch_inputs_dict, batch_data_samples)
         if self.use_lidar:
-            volumes.append(self.extract_lidar(batch_inputs_dict, auxiliary.pop('paint', None)))
+            lidars.append(self.extract_lidar(batch_inputs_dict, auxiliary.pop('paint', None)))
+        if self.coarse_camera:
+            fine = self._join(lidars, 'LiDAR') if lidars else None
+            coarse = [] if fine is None else [self.volume_downsample(fine)]
+            x = self._join(cameras + coarse, 'camera and downsampled LiDAR')
+        else:
+            fine = self._join(cameras + lidars, 'camera and LiDAR')
+            x = fine if self.volume_downsample is None else self.volume_downsample(fine)
+        return self.img_bev_encoder_neck(self.img_bev_encoder_backbone(x)), fine, auxiliary
+
+    @staticmethod
+    def _join(volumes, what):
         sizes = {tuple(volume.shape[2:]) for volume in volumes}
         if len(sizes) > 1:
-            raise ConfigError(f'camera and LiDAR volumes have the grids (Z, Y, X) {sorted(sizes)}, expected one')
+            raise ConfigError(f'{what} volumes have the grids (Z, Y, X) {sorted(sizes)}, expected one')
         if torch.is_autocast_enabled(volumes[0].device.type):
             # once here, before the largest tensor of the network, instead of in each of its consumers
             volumes = [volume.to(torch.get_autocast_dtype(volume.device.type)) for volume in volumes]
         volume = torch.cat(volumes, dim=1) if len(volumes) > 1 else volumes[0]
-        volume = volume.contiguous(memory_format=torch.channels_last_3d)
-        x = volume if self.volume_downsample is None else self.volume_downsample(volume)
-        x = self.img_bev_encoder_neck(self.img_bev_encoder_backbone(x))
-        if self.occ_upsample is not None:
-            x = self.occ_upsample(x, volume)
-        return self.final_conv(x), auxiliary
+        return volume.contiguous(memory_format=torch.channels_last_3d)
 
     def extract_lidar(self, inputs, paint=None):
         """LiDAR volume (B, C, Z, Y, X)."""
@@ -442,8 +476,13 @@ class FusionOCC(Base3DDetector):
         if self.image_only:
             auxiliary = self.image_auxiliary(batch_inputs_dict, batch_data_samples)
             return self.camera_losses(auxiliary, batch_inputs_dict.get('segs'))
-        volume, auxiliary = self.extract_feat(batch_inputs_dict, batch_data_samples)
-        losses = self.occupancy_loss(volume, batch_data_samples, batch_inputs_dict.get('sample_seed'))
+        sample_seed = batch_inputs_dict.get('sample_seed')
+        if self.pointwise:
+            encoded, fine, auxiliary = self.encode(batch_inputs_dict, batch_data_samples)
+            losses = self.pointwise_loss(encoded, fine, batch_data_samples, sample_seed)
+        else:
+            volume, auxiliary = self.extract_feat(batch_inputs_dict, batch_data_samples)
+            losses = self.occupancy_loss(volume, batch_data_samples, sample_seed)
         if auxiliary:
             losses.update(self.camera_losses(auxiliary, batch_inputs_dict.get('segs')))
         return losses
@@ -452,16 +491,29 @@ class FusionOCC(Base3DDetector):
         """Loss of an encoded volume (B, C, Z, Y, X); supervised voxels are chosen before they are classified."""
         if self.query_ratio is not None:
             return self._query_loss(volume, data_samples, sample_seed)
-        size = volume.shape[:1] + volume.shape[:1:-1]  # (B, X, Y, Z)
-        targets = self._targets(data_samples, size[1:], volume.device, sample_seed)
-        sample, x, y, z = torch.unravel_index(targets.index, size)
-        rows = ((sample * size[3] + z) * size[2] + y) * size[1] + x
+        targets, rows = self._supervised(volume.shape[2:], volume.device, data_samples, sample_seed)
         features = volume.permute(0, 2, 3, 4, 1).reshape(-1, volume.shape[1])
         if isinstance(self.loss_occ, ChunkedOccupancyLoss):
             return self.loss_occ.forward_queries(
                 lambda chosen: self.classify(features[chosen]), (rows,), targets, masked=self.use_mask
             )
         return self.loss_occ(self.classify(features.index_select(0, rows)), targets, masked=self.use_mask)
+
+    def pointwise_loss(self, encoded, fine, data_samples, sample_seed=None):
+        """The same loss where all that follows the 3D encoder acts voxel by voxel: only chosen voxels are computed."""
+        scale = self.occ_upsample.scale_factor
+        grid = tuple(scale * side for side in encoded.shape[2:])  # (Z, Y, X)
+        targets, rows = self._supervised(grid, encoded.device, data_samples, sample_seed)
+        features = self.occ_upsample.at(encoded, fine, rows)
+        conv = self.final_conv.conv
+        features = self.final_conv.activate(F.linear(features, conv.weight.flatten(1), conv.bias))
+        return self.loss_occ(self.classify(features), targets, masked=self.use_mask)
+
+    def _supervised(self, grid, device, data_samples, sample_seed):
+        """Targets of a grid (Z, Y, X), and their positions in the flattened (B, Z, Y, X)."""
+        targets = self._targets(data_samples, tuple(grid[::-1]), device, sample_seed)
+        sample, x, y, z = torch.unravel_index(targets.index, (len(data_samples), *grid[::-1]))
+        return targets, ((sample * grid[0] + z) * grid[1] + y) * grid[2] + x
 
     def _targets(self, data_samples, grid, device, sample_seed):
         """What the loss compares the logits of a grid (X, Y, Z) with."""
