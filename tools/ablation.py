@@ -2,7 +2,7 @@
 """Fusion against camera only and LiDAR only: the same schedule, several seeds, one table (`make ablation`).
 
     tools/ablation.py                         three configs, seeds 0 and 1
-    tools/ablation.py --seeds 0 --cfg-options max_epochs=2
+    tools/ablation.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
     tools/ablation.py --configs a=configs/x.py b=configs/y.py     any configs
 
 Finished trainings are used again; a killed run goes on where it stopped. The table is printed as Markdown and written
@@ -16,7 +16,16 @@ import os
 import sys
 from pathlib import Path
 
-from demo import MASKS, TOOLS, config_overrides, has_fast_bfloat16, make_city, percent, train_and_test
+from demo import (
+    MASKS,
+    TOOLS,
+    add_city_arguments,
+    config_overrides,
+    has_fast_bfloat16,
+    make_city,
+    percent,
+    train_and_test,
+)
 from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
 
 FOLDER = TOOLS.parent / 'configs/fusion_occ'
@@ -35,8 +44,7 @@ def parse_args(argv=None):
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='of the trainings (default: 0 1)')
     parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/ablation', help='(default: %(default)s)')
-    parser.add_argument('--scenes', type=int, default=20, help='of the city (default: %(default)s)')
-    parser.add_argument('--keyframes', type=int, default=10, help='per scene (default: %(default)s)')
+    add_city_arguments(parser)
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
     parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
     parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')

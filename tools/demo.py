@@ -3,7 +3,7 @@
 
     tools/demo.py                     what is finished is used again; a killed demo goes on where it stopped
     tools/demo.py --fresh             from the beginning
-    tools/demo.py --scenes 4 --keyframes 6 --cfg-options max_epochs=2    a quick look at the path
+    tools/demo.py --scenes 4 --keyframes 6 --cfg-options image_epochs=1 max_epochs=3    a quick look at the path
 
 Each stage is one command that a user would type; it is printed before it runs.
 """
@@ -38,8 +38,7 @@ def parse_args(argv=None):
     parser.add_argument('--config', default=str(CONFIG), help='default: configs/fusion_occ/fusion_occ_synthetic.py')
     parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/demo', help='everything else (default: %(default)s)')
-    parser.add_argument('--scenes', type=int, default=20, help='of the city (default: %(default)s)')
-    parser.add_argument('--keyframes', type=int, default=10, help='per scene (default: %(default)s)')
+    add_city_arguments(parser)
     parser.add_argument('--seed', type=int, default=0, help='of the city and of the training (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
     parser.add_argument('--pictures', type=int, help='at most so many (default: every held-out sample)')
@@ -89,10 +88,18 @@ def config_overrides(data_root, seed, extra=()) -> list:
     return ['--cfg-options', *options] if options else []
 
 
+def add_city_arguments(parser) -> None:
+    """The size of the city. Many short scenes teach more than few long ones, and the network sees 448 pixels a row."""
+    parser.add_argument('--scenes', type=int, default=40, help='of the city (default: %(default)s)')
+    parser.add_argument('--keyframes', type=int, default=5, help='per scene (default: %(default)s)')
+    parser.add_argument('--image-size', default='512x288', metavar='WxH', help='of its images (default: %(default)s)')
+
+
 def make_city(stages: StageRunner, args) -> None:
     """Stages of the data: the city with its info files."""
     command = [relative(TOOLS / 'create_data.py'), 'synthetic_city', '--root-path', args.data_root]
-    command += ['--scenes', args.scenes, '--keyframes', args.keyframes, '--seed', args.seed, '--workers', args.workers]
+    command += ['--scenes', args.scenes, '--keyframes', args.keyframes, '--image-size', args.image_size]
+    command += ['--seed', args.seed, '--workers', args.workers]
     infos = [Path(args.data_root, f'nuscenes_infos_{split}.pkl') for split in ('train', 'val')]
     stages.run('city', command, infos)
 

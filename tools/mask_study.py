@@ -6,7 +6,7 @@ camera-only model's image backbone (as BEVDet's is used), and every model is sco
 mask, under the LiDAR mask and by RayIoU. The masked models are then trained on for a few epochs over all voxels.
 
     tools/mask_study.py                        seeds 0 and 1
-    tools/mask_study.py --seeds 0 --scenes 4 --keyframes 6 --cfg-options max_epochs=1      a quick look at the path
+    tools/mask_study.py --seeds 0 --scenes 4 --keyframes 6 --cfg-options image_epochs=1 max_epochs=2
 
 Finished trainings are used again; a killed study goes on where it stopped. The tables are printed as Markdown and
 written to <work-dir>/mask_study.md and mask_study.json.
@@ -20,7 +20,16 @@ import sys
 from pathlib import Path
 
 from ablation import mean
-from demo import MASKS, TOOLS, config_overrides, has_fast_bfloat16, make_city, percent, train_and_test
+from demo import (
+    MASKS,
+    TOOLS,
+    add_city_arguments,
+    config_overrides,
+    has_fast_bfloat16,
+    make_city,
+    percent,
+    train_and_test,
+)
 from stage_runner import StageError, StageRunner, clear_work_dir, duration, last_checkpoint, read_results
 from stage_runner import write_atomically as write
 
@@ -50,8 +59,7 @@ def parse_args(argv=None):
     parser.add_argument('--finetune-lr', type=float, help="their learning rate (default: a fifth of the config's)")
     parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
     parser.add_argument('--work-dir', default='work_dirs/mask_study', help='(default: %(default)s)')
-    parser.add_argument('--scenes', type=int, default=20, help='of the city (default: %(default)s)')
-    parser.add_argument('--keyframes', type=int, default=10, help='per scene (default: %(default)s)')
+    add_city_arguments(parser)
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
     parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
     parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
@@ -90,7 +98,7 @@ def study(stages, args, amp) -> dict:
                 runs.setdefault((text, trained), []).append(results)
                 if masked:
                     further = [f'+load_from.path={last_checkpoint(folder)}', 'use_mask=False']
-                    further += [f'max_epochs={args.finetune_epochs}', f'lr={finetune_rate(args)}']
+                    further += ['image_epochs=0', f'max_epochs={args.finetune_epochs}', f'lr={finetune_rate(args)}']
                     _, _, results = run(f'{name}, then all', args.config, further, ('city', stage))
                     runs.setdefault((text, f'{trained}, then all voxels'), []).append(results)
     return runs

@@ -3,13 +3,15 @@
 _base_ = './fusion_occ_synthetic.py'
 
 data_root = 'data/nuscenes_keyframe/'
+image_epochs = 0
+max_epochs = 8
 
 # No augmentation, no earlier clouds, and no classes of the pixels: such folders have no lidarseg.
 pipeline = [
     _base_.read_images_test,
     _base_.load_labels,
     _base_.load_points,
-    dict(_base_.fuse_points, num_adjacent=0),
+    dict(_base_.fuse_points, num_adjacent=0, sweeps=[]),
     _base_.to_ego,
     _base_.range_filter,
     _base_.flip_test,

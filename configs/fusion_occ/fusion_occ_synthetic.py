@@ -106,7 +106,7 @@ model = dict(
 image_epochs = 12
 max_epochs = image_epochs + 8
 lr = 8e-3
-train_cfg = dict(val_interval=max_epochs)
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.99)))  # a memory of 100 steps: there are only a few hundred
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),  # iterations

@@ -143,7 +143,7 @@ def test_goes_on_after_sigkill_in_the_training(tmp_path):
     """Killed after the first checkpoint, called again: the stages before are used again, the training resumes and ends
     with the weights of a training that was left alone."""
     short = ['default_hooks.logger.interval=1', 'model.loss_occ.lovasz_samples=2000', 'val_cfg=None',
-             'val_dataloader=None', 'val_evaluator=None', 'max_epochs=3']  # fmt: skip
+             'val_dataloader=None', 'val_evaluator=None', 'image_epochs=1', 'max_epochs=3']  # fmt: skip
     options = ['--scenes', 2, '--keyframes', 4, '--pictures', 1, '--no-amp', '--cfg-options', *short]
 
     def start(folder):
