@@ -238,3 +238,33 @@ def test_painting_inverts_the_lift():
     assert rest.abs().max() == 0
     painted.sum().backward()
     assert features.grad[1, 2, :, 1:-1, 1:-1].min() > 0 and features.grad[0].abs().max() == 0
+
+
+def test_paint_tells_whether_the_depth_agrees():
+    lower, step, bins = 1.0, 1.0, 8
+    rig = {key: value[:, :1] if key != 'bda' else value for key, value in _rig().items()}
+    view = LSSViewTransformer(
+        grid_config=dict(x=[-8, 8, 1], y=[-8, 8, 1], z=[-2, 2, 1], depth=[lower, lower + bins * step, step]),
+        input_size=(32, 64),
+        downsample=8,
+        in_channels=1,
+        out_channels=1,
+    )
+    points = view.ego_points(**rig)[0, 0, :, 1:-1, 1:-1]  # (D, h, w, 3)
+    depth = torch.zeros(2, 1, bins, 4, 8)
+    depth[:, :, 4] = 0.7  # everything is 5 m away, they say, or 1 m
+    depth[:, :, 0] = 0.3
+    features = torch.zeros(2, 1, 2, 4, 8)
+    painted = paint_positions(
+        points.reshape(-1, 3),
+        torch.zeros(points[..., 0].numel(), dtype=torch.long),
+        features,
+        **rig,
+        input_size=(32, 64),
+        depth=depth,
+        depth_range=(lower, lower + bins * step, step),
+    )
+    assert painted.shape[1] == 3
+    agrees = painted[:, 2].view(bins, -1)
+    expected = torch.tensor([0.3, 0.3, 0, 0.7, 0.7, 0.7, 0, 0])[:, None].expand_as(agrees)
+    torch.testing.assert_close(agrees, expected, rtol=1e-3, atol=1e-3)

@@ -304,8 +304,8 @@ def test_bad_configs_are_refused():
         MODELS.build(tiny_config(occ_encoder_backbone=backbone))
     with pytest.raises(ConfigError, match='key_ego'):
         MODELS.build(tiny_config(key_ego='car'))
-    with pytest.raises(ConfigError, match='point_painting needs use_lidar, use_camera and img_seg_head'):
-        MODELS.build(tiny_config(point_painting=True))
+    with pytest.raises(ConfigError, match='point_painting needs use_lidar and use_camera'):
+        MODELS.build(tiny_config(point_painting=True, use_lidar=False))
     with pytest.raises(ConfigError, match='coarse_camera needs volume_downsample'):
         MODELS.build(tiny_config(coarse_camera=True, volume_downsample=None))
     fine = tiny_model(coarse_camera=True)  # whose camera is still lifted to the fine grid
@@ -313,15 +313,16 @@ def test_bad_configs_are_refused():
         fine(*tiny_batch(), mode='loss')
 
 
-def test_painting_teaches_the_image_classifier_from_the_occupancy():
+def test_painting_teaches_the_segmentation_from_the_occupancy():
     model = tiny_model('painted', seg_loss_weight=0.0, depth_loss_weight=0.0)
     inputs, samples = tiny_batch()
     model(inputs, samples, mode='loss')['loss_occ'].backward()
-    assert model.img_seg_head.weight.grad.abs().sum() > 0
+    classifier = model.img_view_transformer.depth_seg_net.seg_out
+    assert classifier.weight.grad.abs().sum() > 0
     model.eval()
     with torch.no_grad():
         seen = model(inputs, samples, mode='tensor')
-        model.img_seg_head.weight.normal_()
+        classifier.weight.normal_()
         assert not torch.equal(model(inputs, samples, mode='tensor'), seen)
 
 

@@ -69,9 +69,9 @@ class FusionOCC(Base3DDetector):
         img_seg_head: supervise the image features themselves, too, by a linear classifier of the pixels that only
             training has. The published path to the segmentation loss is ten layers longer, which costs a short
             training half of its 2D accuracy.
-        point_painting: give the LiDAR voxels the class probabilities of ``img_seg_head`` at the pixels that they
-            project to (Vora et al., "PointPainting", CVPR 2020): semantics then reach the points without passing the
-            depth bins.
+        point_painting: give the LiDAR voxels what the view transformer's segmentation says of the pixels that they
+            project to, and how well its depth agrees (``paint_positions``): semantics then reach the points without
+            passing the depth bins.
         num_adj: previous camera frames.
         use_lidar, use_camera: modality.
         lidar_encoder: config of another LiDAR encoder.
@@ -187,8 +187,8 @@ class FusionOCC(Base3DDetector):
             check_extension(mask_extension, 'FusionOCC.mask_extension')
         self.point_painting = point_painting
         self.image_only = False  # a phase of the training, set by ImagePretrainHook
-        if point_painting and not (use_lidar and use_camera and img_seg_head):
-            raise ConfigError('FusionOCC.point_painting needs use_lidar, use_camera and img_seg_head')
+        if point_painting and not (use_lidar and use_camera):
+            raise ConfigError('FusionOCC.point_painting needs use_lidar and use_camera')
 
         channels = camera_channels = 0
         self.img_seg_head = None
@@ -222,7 +222,7 @@ class FusionOCC(Base3DDetector):
                 )
             inferred = dict(output_channels=lidar_out_channel)
             if point_painting:
-                inferred['paint_channels'] = num_classes - 1
+                inferred['paint_channels'] = num_classes  # the classes but "free", and the agreement of the depth
             self.lidar_encoder = _build(lidar_encoder, **inferred)
             channels += lidar_out_channel
 
@@ -382,10 +382,10 @@ class FusionOCC(Base3DDetector):
             volumes.append(volume)
             if frame == 0:
                 auxiliary = dict(depth=depth, seg=seg, depth_bins=depth_bins)
-                if self.img_seg_head is not None and (self.training or self.point_painting):
+                if self.img_seg_head is not None and self.training:
                     auxiliary['img_seg'] = self.img_seg_head(features.flatten(0, 1))
                 if self.point_painting:
-                    scores = auxiliary['img_seg'].float().softmax(1)[:, : self.num_classes - 1]
+                    scores = seg.float().softmax(1)[:, : self.num_classes - 1]
                     auxiliary['paint'] = functools.partial(
                         paint_positions,
                         features=scores.unflatten(0, features.shape[:2]),
@@ -395,6 +395,8 @@ class FusionOCC(Base3DDetector):
                         post_trans=post_trans,
                         bda=bda,
                         input_size=view.input_size,
+                        depth=depth.unflatten(0, features.shape[:2]),
+                        depth_range=view.depth_config,
                     )
         return volumes, auxiliary
 
