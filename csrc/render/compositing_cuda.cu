@@ -6,19 +6,12 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "cuda_launch.h"
 #include "render/compositing_check.h"
 #include "render/density_kernel.h"
 
 namespace occforge {
 namespace {
-
-constexpr int kThreads = 256;
-
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
-
-__device__ __forceinline__ int64_t thread_number() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
 
 // A launch of one thread per item; nothing without items.
 template <typename Kernel, typename... Arguments>

@@ -7,19 +7,16 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "cuda_launch.h"
 #include "render/ray_samples_check.h"
 
 namespace occforge {
 namespace {
 
-constexpr int kThreads = 256;
-
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
-
 template <typename T>
 __global__ void clip_kernel(Box<T> box, int64_t rays, const T* origins, const T* directions, T low, T high, T* near,
                             T* far) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t r = thread_number();
   if (r >= rays) return;
   near[r] = low;
   far[r] = high;

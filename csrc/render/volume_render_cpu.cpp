@@ -617,8 +617,9 @@ RayOutputs volume_render_cpu(const at::Tensor& density_, const at::Tensor& seman
 
 GridOutputs volume_render_backward_cpu(
     const at::Tensor& grad_depth, const at::Tensor& grad_semantics, const at::Tensor& grad_transmittance,
-    const at::Tensor& grad_distortion, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-    const at::Tensor& density_, const at::Tensor& semantics_, const at::Tensor& origins, const at::Tensor& directions,
+    const at::Tensor& grad_distortion, const at::Tensor& depth, const at::Tensor& rendered,
+    const at::Tensor& transmittance, const at::Tensor& distortion, const at::Tensor& density_,
+    const at::Tensor& semantics_, const at::Tensor& origins, const at::Tensor& directions,
     const std::optional<at::Tensor>& grid_index, const std::optional<at::Tensor>& seed, at::ArrayRef<double> lower,
     at::ArrayRef<double> voxel_size, double near, double far, double step, int64_t count, double position, double unit,
     double shift, double stop, double min_weight) {
@@ -627,6 +628,7 @@ GridOutputs volume_render_backward_cpu(
   check_numbers(tensors, density_.size(0));
   const RayValues grad = check_ray_values("grad", grad_depth, grad_semantics, grad_transmittance, grad_distortion,
                                           tensors.rays, semantics_);
+  check_ray_values("output", depth, rendered, transmittance, distortion, tensors.rays, semantics_);
   const at::Tensor density = density_.contiguous(), semantics = semantics_.contiguous();
   at::Tensor density_out = at::zeros(density.sizes(), density.options());
   at::Tensor semantics_out = at::zeros(semantics.sizes(), semantics.options());
@@ -656,10 +658,11 @@ RayOutputs volume_render_samples_cpu(const at::Tensor& density_, const at::Tenso
 
 GridOutputs volume_render_samples_backward_cpu(const at::Tensor& grad_depth, const at::Tensor& grad_semantics,
                                                const at::Tensor& grad_transmittance, const at::Tensor& grad_distortion,
-                                               const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                               const at::Tensor&, const at::Tensor& density_,
-                                               const at::Tensor& semantics_, const at::Tensor& points,
-                                               const at::Tensor& t, const at::Tensor& interval, const at::Tensor& width,
+                                               const at::Tensor& depth, const at::Tensor& rendered,
+                                               const at::Tensor& transmittance, const at::Tensor& distortion,
+                                               const at::Tensor& density_, const at::Tensor& semantics_,
+                                               const at::Tensor& points, const at::Tensor& t,
+                                               const at::Tensor& interval, const at::Tensor& width,
                                                const at::Tensor& offset, const std::optional<at::Tensor>& grid_index,
                                                double shift, double stop, double min_weight) {
   const RayTensors tensors = check_placed(density_, semantics_, points, t, interval, width, offset, grid_index);
@@ -667,6 +670,7 @@ GridOutputs volume_render_samples_backward_cpu(const at::Tensor& grad_depth, con
   check_span(tensors);
   const RayValues grad = check_ray_values("grad", grad_depth, grad_semantics, grad_transmittance, grad_distortion,
                                           tensors.rays, semantics_);
+  check_ray_values("output", depth, rendered, transmittance, distortion, tensors.rays, semantics_);
   const at::Tensor density = density_.contiguous(), semantics = semantics_.contiguous();
   at::Tensor density_out = at::zeros(density.sizes(), density.options());
   at::Tensor semantics_out = at::zeros(semantics.sizes(), semantics.options());

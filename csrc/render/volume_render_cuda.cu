@@ -10,12 +10,12 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "cuda_launch.h"
 #include "render/volume_render_check.h"
 
 namespace occforge {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr unsigned kAll = 0xffffffffu;
 
@@ -235,11 +235,6 @@ Grids<T> grids_of(const at::Tensor& density, const at::Tensor& semantics, const 
           {static_cast<T>(options.shift), static_cast<T>(options.stop), static_cast<T>(options.min_weight)}};
 }
 
-unsigned blocks_of(int64_t rays) {
-  const int64_t blocks = (rays + kWarps - 1) / kWarps;
-  return static_cast<unsigned>(blocks < (int64_t{1} << 30) ? blocks : int64_t{1} << 30);
-}
-
 // make_rays(a T) gives the rays in that precision.
 template <typename MakeRays>
 RayOutputs forward(const at::Tensor& density_, const at::Tensor& semantics_, int64_t rays,
@@ -249,7 +244,7 @@ RayOutputs forward(const at::Tensor& density_, const at::Tensor& semantics_, int
                       at::empty({rays}, semantics.options()), at::empty({rays}, semantics.options())};
   if (rays > 0) {
     AT_DISPATCH_FLOATING_TYPES(density.scalar_type(), "volume_render", [&] {
-      render_kernel<<<blocks_of(rays), kWarp * kWarps, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      render_kernel<<<blocks_of(rays, kWarps), kWarp * kWarps, 0, c10::cuda::getCurrentCUDAStream()>>>(
           grids_of<scalar_t>(density, semantics, options), make_rays(scalar_t()), rays, pointers<scalar_t>(out));
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
@@ -267,7 +262,7 @@ GridOutputs backward(const RayValues& grad, const RayValues& out, const at::Tens
   at::Tensor grad_semantics = at::zeros(semantics.sizes(), semantics.options());
   if (rays > 0) {
     AT_DISPATCH_FLOATING_TYPES(density.scalar_type(), "volume_render_backward", [&] {
-      render_backward_kernel<<<blocks_of(rays), kWarp * kWarps, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      render_backward_kernel<<<blocks_of(rays, kWarps), kWarp * kWarps, 0, c10::cuda::getCurrentCUDAStream()>>>(
           grids_of<scalar_t>(density, semantics, options), make_rays(scalar_t()), rays, const_pointers<scalar_t>(grad),
           const_pointers<scalar_t>(out), grad_density.data_ptr<scalar_t>(), grad_semantics.data_ptr<scalar_t>());
       C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -6,13 +6,13 @@
 
 #include <algorithm>
 
+#include "cuda_launch.h"
 #include "voxel/confusion_check.h"
 
 namespace occforge {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int64_t kPerThread = 32;
+constexpr int kPerThread = 32;
 constexpr int64_t kSharedBins = 10000;  // 40 kB: tables of up to 99 classes live in shared memory
 
 // Integer additions: the result does not depend on their order.
@@ -55,7 +55,7 @@ at::Tensor confusion_matrix_cuda(const at::Tensor& pred_, const at::Tensor& targ
   const int64_t total = target.numel(), bins = num_classes * num_classes + 2;
   at::Tensor sums = at::zeros({bins}, target.options().dtype(at::kLong));
   if (total > 0) {
-    const auto blocks = static_cast<unsigned>((total + kThreads * kPerThread - 1) / (kThreads * kPerThread));
+    const unsigned blocks = blocks_of(total, kThreads * kPerThread);
     const size_t bytes = bins <= kSharedBins ? bins * sizeof(unsigned int) : 0;
     const auto launch = [&](const auto* pred_data, const auto* target_data) {
       confusion_kernel<<<blocks, kThreads, bytes, c10::cuda::getCurrentCUDAStream()>>>(

@@ -8,19 +8,11 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "cuda_launch.h"
 #include "voxel/deform_attn_check.h"
 
 namespace occforge {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kWarp = 32;
-
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
-
-__device__ __forceinline__ int64_t thread_number() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
 
 // Row 0 of the values that the head reads, or null where the query names no image (raising would make the host wait).
 template <typename scalar_t>

@@ -5,18 +5,19 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "cuda_launch.h"
 #include "voxel/grid_raycast_check.h"
 
 namespace occforge {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kRays = 128;  // of a block: double precision takes many registers
 
 // A ray whose grid_index is out of range reads nothing and gives NaN: raising would make the host wait for the device.
 __global__ void cast_rays_kernel(GridFrame frame, int64_t rays, int64_t grids, const uint8_t* grid, uint8_t free,
                                  const double* origins, const double* directions, const int64_t* grid_index,
                                  double max_distance, uint8_t* label, int32_t* cell, double* entry, double* exit) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t r = thread_number();
   if (r >= rays) return;
   const int64_t g = grid_index[r];
   if (g < 0 || g >= grids) {
@@ -32,12 +33,10 @@ __global__ void cast_rays_kernel(GridFrame frame, int64_t rays, int64_t grids, c
 __global__ void observed_cells_kernel(GridFrame frame, int64_t rays, const uint8_t* grid, uint8_t free,
                                       bool through_occupied, const double* origins, const double* targets,
                                       uint8_t* seen) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t r = thread_number();
   if (r >= rays) return;
   mark_one_segment(frame, grid, free, through_occupied, origins + 3 * r, targets + 3 * r, seen);
 }
-
-unsigned blocks_of(int64_t rays) { return static_cast<unsigned>((rays + kThreads - 1) / kThreads); }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cast_rays_cuda(
     const at::Tensor& grid_, const at::Tensor& origins_, const at::Tensor& directions_, const at::Tensor& grid_index_,
@@ -53,7 +52,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> cast_rays_cuda(
   at::Tensor entry = at::empty({rays}, origins.options());
   at::Tensor exit = at::empty({rays}, origins.options());
   if (rays > 0) {
-    cast_rays_kernel<<<blocks_of(rays), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+    cast_rays_kernel<<<blocks_of(rays, kRays), kRays, 0, c10::cuda::getCurrentCUDAStream()>>>(
         frame, rays, grid.size(0), grid.const_data_ptr<uint8_t>(), static_cast<uint8_t>(free),
         origins.const_data_ptr<double>(), directions.const_data_ptr<double>(), grid_index.const_data_ptr<int64_t>(),
         max_distance, label.data_ptr<uint8_t>(), cell.data_ptr<int32_t>(), entry.data_ptr<double>(),
@@ -73,7 +72,7 @@ at::Tensor observed_cells_cuda(const at::Tensor& grid_, const at::Tensor& origin
   at::Tensor seen = at::zeros(grid.sizes(), grid.options().dtype(at::kBool));
   const int64_t rays = origins.size(0);
   if (rays > 0) {
-    observed_cells_kernel<<<blocks_of(rays), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+    observed_cells_kernel<<<blocks_of(rays, kRays), kRays, 0, c10::cuda::getCurrentCUDAStream()>>>(
         frame, rays, grid.const_data_ptr<uint8_t>(), static_cast<uint8_t>(free), through_occupied,
         origins.const_data_ptr<double>(), targets.const_data_ptr<double>(),
         reinterpret_cast<uint8_t*>(seen.data_ptr<bool>()));

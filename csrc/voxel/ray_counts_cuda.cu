@@ -7,13 +7,14 @@
 
 #include <algorithm>
 
+#include "cuda_launch.h"
 #include "voxel/ray_counts_check.h"
 
 namespace occforge {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int64_t kMaxBlocks = 1 << 16;
+constexpr int kRays = 128;  // of a block at a time: double precision takes many registers
+constexpr unsigned kMaxBlocks = 1 << 16;
 
 __device__ FirstHit first_hit(const RayCountFrame& frame, const uint8_t* grid, const double* origin,
                               const double* direction) {
@@ -29,8 +30,7 @@ __global__ void ray_counts_kernel(RayCountFrame frame, int64_t origins_count, in
                                   const uint8_t* target, const uint8_t* ring, const double* origins,
                                   const double* directions, unsigned long long* counts) {
   const auto add = [counts](int32_t at) { atomicAdd(counts + at, 1ull); };
-  for (int64_t r = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; r < origins_count * rays;
-       r += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t r = thread_number(); r < origins_count * rays; r += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const double* origin = origins + 3 * (r / rays);
     const double* direction = directions + 3 * (r % rays);
     const FirstHit truth = first_hit(frame, target, origin, direction);
@@ -53,8 +53,8 @@ at::Tensor ray_counts_cuda(const at::Tensor& pred_, const at::Tensor& target_, c
   at::Tensor counts = at::zeros({rings, frame.columns(), num_classes}, target.options().dtype(at::kLong));
   const int64_t rays = origins.size(0) * directions.size(0);
   if (rays > 0) {
-    const auto blocks = static_cast<unsigned>(std::min<int64_t>((rays + kThreads - 1) / kThreads, kMaxBlocks));
-    ray_counts_kernel<<<blocks, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+    const unsigned blocks = std::min(blocks_of(rays, kRays), kMaxBlocks);
+    ray_counts_kernel<<<blocks, kRays, 0, c10::cuda::getCurrentCUDAStream()>>>(
         frame, origins.size(0), directions.size(0), pred.const_data_ptr<uint8_t>(), target.const_data_ptr<uint8_t>(),
         ring.const_data_ptr<uint8_t>(), origins.const_data_ptr<double>(), directions.const_data_ptr<double>(),
         reinterpret_cast<unsigned long long*>(counts.data_ptr<int64_t>()));

@@ -454,7 +454,7 @@ at::ScalarType wide(at::ScalarType type) { return type == at::kDouble ? at::kDou
 
 at::Tensor sparse_conv_cpu(const at::Tensor& features_, const at::Tensor& weight_, const at::Tensor& index_,
                            const std::optional<at::Tensor>& index_t) {
-  check_conv(features_, weight_, index_);
+  check_conv(features_, weight_, index_, index_t);
   const at::ScalarType type = wide(features_.scalar_type());
   const at::Tensor features = features_.to(type).contiguous(), index = index_.contiguous();
   const at::Tensor weight = weight_.to(type);
@@ -500,7 +500,7 @@ void weight_gradient(const at::Tensor& features, const at::Tensor& grad, const a
 
 at::Tensor sparse_conv_weight_cpu(const at::Tensor& features_, const at::Tensor& grad_, const at::Tensor& index_,
                                   const std::optional<at::Tensor>& index_t) {
-  check_weight_grad(features_, grad_, index_);
+  check_weight_grad(features_, grad_, index_, index_t);
   const at::ScalarType type = wide(features_.scalar_type());
   const at::Tensor features = features_.to(type).contiguous(), grad = grad_.to(type).contiguous();
   const at::Tensor index = index_.contiguous();
@@ -535,8 +535,7 @@ bool sum_rows(const T* x, int64_t rows, int64_t channels, const int32_t* map, in
 
 at::Tensor sparse_sum_pool_cpu(const at::Tensor& features_, const at::Tensor& index_,
                                const std::optional<at::Tensor>& index_t) {
-  check_features("features", features_);
-  check_map("index", index_, features_);
+  check_maps(features_, index_, index_t);
   const at::Tensor features = features_.to(wide(features_.scalar_type())).contiguous(), index = index_.contiguous();
   const int64_t rows = features.size(0), channels = features.size(1), taps = index.size(0), outputs = index.size(1);
   at::Tensor result = at::empty({outputs, channels}, features.options());
@@ -580,8 +579,7 @@ bool max_rows(const T* x, int64_t rows, int64_t channels, const int32_t* map, in
 
 std::tuple<at::Tensor, at::Tensor> sparse_max_pool_cpu(const at::Tensor& features_, const at::Tensor& index_,
                                                        const std::optional<at::Tensor>& index_t) {
-  check_features("features", features_);
-  check_map("index", index_, features_);
+  check_maps(features_, index_, index_t);
   const at::Tensor features = features_.to(wide(features_.scalar_type())).contiguous(), index = index_.contiguous();
   const int64_t rows = features.size(0), channels = features.size(1), taps = index.size(0), outputs = index.size(1);
   at::Tensor result = at::empty({outputs, channels}, features.options());

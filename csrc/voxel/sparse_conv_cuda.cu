@@ -16,19 +16,13 @@
 #include <algorithm>
 #include <limits>
 
+#include "cuda_launch.h"
 #include "voxel/sparse_conv_kernel.h"
 
 namespace occforge::sparse {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
-
-__device__ __forceinline__ int64_t thread_number() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
 
 __device__ __forceinline__ void split_tap(const Geometry& geometry, int32_t tap, int32_t (&at)[3]) {
   at[2] = tap % geometry.axis[2].kernel;
@@ -243,6 +237,19 @@ __device__ __forceinline__ void add_slice(const acc_t (&left)[kSlice][kTile + 1]
   }
 }
 
+// Writes the block's tile, which begins at (first_row, first_column), into a row-major table of rows x columns.
+template <typename scalar_t, typename acc_t>
+__device__ __forceinline__ void store_tile(const acc_t (&sum)[kEach][kEach], int64_t first_row, int64_t rows,
+                                           int64_t first_column, int64_t columns, scalar_t* out) {
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t row = first_row + threadIdx.y * kEach + i;
+    for (int j = 0; j < kEach; ++j) {
+      const int64_t column = first_column + threadIdx.x + j * (kTile / kEach);
+      if (row < rows && column < columns) out[row * columns + column] = static_cast<scalar_t>(sum[i][j]);
+    }
+  }
+}
+
 // weight is (taps, channels, width); a block makes kTile output rows by kTile output channels.
 template <typename scalar_t, typename acc_t>
 __global__ void conv_kernel(int64_t outputs, int64_t rows, int64_t channels, int64_t width, int32_t taps,
@@ -280,18 +287,12 @@ __global__ void conv_kernel(int64_t outputs, int64_t rows, int64_t channels, int
       __syncthreads();
     }
   }
-  for (int i = 0; i < kEach; ++i) {
-    const int64_t o = first_row + threadIdx.y * kEach + i;
-    for (int j = 0; j < kEach; ++j) {
-      const int64_t column = first_column + threadIdx.x + j * (kTile / kEach);
-      if (o < outputs && column < width) out[o * width + column] = static_cast<scalar_t>(sum[i][j]);
-    }
-  }
+  store_tile(sum, first_row, outputs, first_column, width, out);
 }
 
 at::Tensor sparse_conv_cuda(const at::Tensor& features_, const at::Tensor& weight_, const at::Tensor& index_,
                             const std::optional<at::Tensor>& index_t) {
-  check_conv(features_, weight_, index_);
+  check_conv(features_, weight_, index_, index_t);
   const c10::cuda::CUDAGuard guard(features_.device());
   const at::Tensor features = features_.contiguous(), index = index_.contiguous();
   const at::Tensor weight = weight_.permute({1, 2, 0}).contiguous();
@@ -346,18 +347,12 @@ __global__ void weight_kernel(int64_t outputs, int64_t rows, int64_t channels, i
     add_slice(left, right, sum);
     __syncthreads();
   }
-  for (int i = 0; i < kEach; ++i) {
-    const int64_t c = first_channel + threadIdx.y * kEach + i;
-    for (int j = 0; j < kEach; ++j) {
-      const int64_t column = first_column + threadIdx.x + j * (kTile / kEach);
-      if (c < channels && column < width) part[((number * taps + k) * channels + c) * width + column] = sum[i][j];
-    }
-  }
+  store_tile(sum, first_channel, channels, first_column, width, part + (number * taps + k) * channels * width);
 }
 
 at::Tensor sparse_conv_weight_cuda(const at::Tensor& features_, const at::Tensor& grad_, const at::Tensor& index_,
                                    const std::optional<at::Tensor>& index_t) {
-  check_weight_grad(features_, grad_, index_);
+  check_weight_grad(features_, grad_, index_, index_t);
   const c10::cuda::CUDAGuard guard(features_.device());
   const at::Tensor features = features_.contiguous(), grad = grad_.contiguous(), index = index_.contiguous();
   const int64_t taps = index.size(0), outputs = index.size(1), channels = features.size(1), width = grad.size(1);
@@ -396,8 +391,7 @@ __global__ void sum_kernel(int64_t total, int64_t outputs, int64_t rows, int64_t
 
 at::Tensor sparse_sum_pool_cuda(const at::Tensor& features_, const at::Tensor& index_,
                                 const std::optional<at::Tensor>& index_t) {
-  check_features("features", features_);
-  check_map("index", index_, features_);
+  check_maps(features_, index_, index_t);
   const c10::cuda::CUDAGuard guard(features_.device());
   const at::Tensor features = features_.contiguous(), index = index_.contiguous();
   at::Tensor result = at::empty({index.size(1), features.size(1)}, features.options());
@@ -434,8 +428,7 @@ __global__ void max_kernel(int64_t total, int64_t outputs, int64_t rows, int64_t
 
 std::tuple<at::Tensor, at::Tensor> sparse_max_pool_cuda(const at::Tensor& features_, const at::Tensor& index_,
                                                         const std::optional<at::Tensor>& index_t) {
-  check_features("features", features_);
-  check_map("index", index_, features_);
+  check_maps(features_, index_, index_t);
   const c10::cuda::CUDAGuard guard(features_.device());
   const at::Tensor features = features_.contiguous(), index = index_.contiguous();
   at::Tensor result = at::empty({index.size(1), features.size(1)}, features.options());

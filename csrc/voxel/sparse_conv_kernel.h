@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 
 #include "common.h"
 
@@ -109,13 +110,24 @@ inline void check_map(const char* name, const at::Tensor& index, const at::Tenso
 
 inline void check_features(const char* name, const at::Tensor& features) {
   TORCH_CHECK_VALUE(features.dim() == 2, name, " must have shape (V, C), found ", features.sizes());
-  TORCH_CHECK_VALUE(at::isFloatingType(features.scalar_type()), name, " must be floating point, found ",
-                    features.scalar_type());
+  const at::ScalarType type = features.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, name,
+                   " must be float32, float64, float16 or bfloat16, found ", type);
 }
 
-inline void check_conv(const at::Tensor& features, const at::Tensor& weight, const at::Tensor& index) {
+// index_t, the map of the reverse direction, is for the gradient alone; a wrong one is refused where it is handed over.
+inline void check_maps(const at::Tensor& features, const at::Tensor& index, const std::optional<at::Tensor>& index_t) {
   check_features("features", features);
   check_map("index", index, features);
+  if (!index_t.has_value()) return;
+  check_map("index_t", *index_t, features);
+  TORCH_CHECK_VALUE(index_t->size(0) == index.size(0) && index_t->size(1) == features.size(0),
+                    "index_t must have shape (", index.size(0), ", ", features.size(0), "), found ", index_t->sizes());
+}
+
+inline void check_conv(const at::Tensor& features, const at::Tensor& weight, const at::Tensor& index,
+                       const std::optional<at::Tensor>& index_t) {
+  check_maps(features, index, index_t);
   TORCH_CHECK_VALUE(weight.dim() == 3 && weight.size(1) == index.size(0) && weight.size(2) == features.size(1),
                     "weight must have shape (C_out, ", index.size(0), ", ", features.size(1), "), found ",
                     weight.sizes());
@@ -124,10 +136,10 @@ inline void check_conv(const at::Tensor& features, const at::Tensor& weight, con
                     weight.scalar_type(), " on ", weight.device());
 }
 
-inline void check_weight_grad(const at::Tensor& features, const at::Tensor& grad, const at::Tensor& index) {
-  check_features("features", features);
+inline void check_weight_grad(const at::Tensor& features, const at::Tensor& grad, const at::Tensor& index,
+                              const std::optional<at::Tensor>& index_t) {
+  check_maps(features, index, index_t);
   check_features("grad", grad);
-  check_map("index", index, features);
   TORCH_CHECK_VALUE(grad.size(0) == index.size(1), "grad must have ", index.size(1), " rows, found ", grad.size(0));
   TORCH_CHECK_VALUE(grad.scalar_type() == features.scalar_type() && grad.device() == features.device(), "grad must be ",
                     features.scalar_type(), " on ", features.device(), ", found ", grad.scalar_type(), " on ",

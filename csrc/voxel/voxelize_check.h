@@ -75,16 +75,17 @@ inline void check_limit(const at::Tensor& coords, const at::Tensor& inverse, con
   }
 }
 
-inline Reduce check_reduce_grad(const at::Tensor& grad, const at::Tensor& inverse, const at::Tensor& offset,
-                                const at::Tensor& argmax, int64_t reduce) {
+inline Reduce check_reduce_grad(const at::Tensor& grad, const at::Tensor& inverse, const at::Tensor& point,
+                                const at::Tensor& offset, const at::Tensor& argmax, int64_t reduce) {
   TORCH_CHECK_VALUE(reduce >= 0 && reduce <= 2, "reduce must be 0 (sum), 1 (mean) or 2 (max), found ", reduce);
   TORCH_CHECK_VALUE(offset.dim() == 1 && offset.size(0) >= 1, "offset must be (V + 1,), found ", offset.sizes());
   TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == offset.size(0) - 1, "grad must be (", offset.size(0) - 1,
                     ", F), found ", grad.sizes());
-  TORCH_CHECK_VALUE(inverse.dim() == 1, "inverse must be (P,), found ", inverse.sizes());
+  TORCH_CHECK_VALUE(inverse.dim() == 1 && point.sizes() == inverse.sizes(), "inverse and point must be (P,), found ",
+                    inverse.sizes(), " and ", point.sizes());
   TORCH_CHECK_VALUE(static_cast<Reduce>(reduce) != Reduce::kMax || argmax.sizes() == grad.sizes(),
                     "argmax must be of the shape of grad, found ", argmax.sizes(), " and ", grad.sizes());
-  for (const at::Tensor& index : {inverse, offset, argmax}) {
+  for (const at::Tensor& index : {inverse, point, offset, argmax}) {
     TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "indices must be int64, found ", index.scalar_type());
     TORCH_CHECK_VALUE(index.device() == grad.device(), "indices must be on the device of grad");
   }

@@ -286,7 +286,7 @@ std::tuple<at::Tensor, at::Tensor> voxel_reduce_cpu(const at::Tensor& features_,
 
 at::Tensor voxel_reduce_backward_cpu(const at::Tensor& grad_, const at::Tensor& inverse_, const at::Tensor& point,
                                      const at::Tensor& offset_, const at::Tensor& argmax_, int64_t reduce_) {
-  const Reduce reduce = check_reduce_grad(grad_, inverse_, offset_, argmax_, reduce_);
+  const Reduce reduce = check_reduce_grad(grad_, inverse_, point, offset_, argmax_, reduce_);
   const at::Tensor grad = grad_.contiguous(), inverse = inverse_.contiguous(), offset = offset_.contiguous();
   const at::Tensor argmax = argmax_.contiguous();
   const int64_t total = inverse.size(0), columns = grad.size(1), voxels = grad.size(0);

@@ -9,19 +9,13 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "cuda_launch.h"
 #include "voxel/voxelize_check.h"
 
 namespace occforge {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int64_t kOutside = INT64_MAX;  // as cell number of dropped points: sorts last
-
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>((threads + kThreads - 1) / kThreads); }
-
-__device__ __forceinline__ int64_t thread_number() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
 
 // bad[0] becomes 1 if a sample number is out of range (every writer writes the same).
 template <typename scalar_t>
@@ -167,7 +161,7 @@ std::tuple<at::Tensor, at::Tensor> voxel_reduce_cuda(const at::Tensor& features_
 
 at::Tensor voxel_reduce_backward_cuda(const at::Tensor& grad_, const at::Tensor& inverse_, const at::Tensor& point,
                                       const at::Tensor& offset_, const at::Tensor& argmax_, int64_t reduce_) {
-  const Reduce reduce = check_reduce_grad(grad_, inverse_, offset_, argmax_, reduce_);
+  const Reduce reduce = check_reduce_grad(grad_, inverse_, point, offset_, argmax_, reduce_);
   const c10::cuda::CUDAGuard guard(grad_.device());
   const at::Tensor grad = grad_.contiguous(), inverse = inverse_.contiguous(), offset = offset_.contiguous();
   const at::Tensor argmax = argmax_.contiguous();

@@ -207,6 +207,18 @@ def test_memory_layout_threads_and_repeats():
         torch.set_num_threads(threads)
 
 
+def test_a_ray_of_a_hundred_thousand_samples():
+    t = torch.linspace(0, 1, 100_000)
+    offset = torch.tensor([0, len(t)])
+    alpha = torch.full_like(t, 2**-13)  # 1 - alpha is exact
+    weights, last = alpha_to_weights(alpha, offset)
+    torch.testing.assert_close(weights.sum() + last[0], torch.tensor(1.0), rtol=0, atol=1e-4)
+    wanted, _ = alpha_to_weights(alpha.double(), offset)
+    torch.testing.assert_close(
+        distortion(weights, t, offset), distortion(wanted, t.double(), offset), rtol=1e-3, atol=0, check_dtype=False
+    )
+
+
 @needs_extension
 def test_thousand_corrupt_offsets_give_errors():
     generator = torch.Generator().manual_seed(0)

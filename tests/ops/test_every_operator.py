@@ -15,6 +15,7 @@ from samples import SAMPLES
 
 CSRC = Path(__file__).resolve().parents[2] / 'csrc'
 NAMES = sorted(SAMPLES)
+SEED = {'ray_samples': 4, 'volume_render': 5, 'volume_render_backward': 13}  # place of this argument
 # a GPU adds these by atomics, whose order varies
 ATOMIC = {'deform_attn_backward', 'volume_render_backward', 'volume_render_samples_backward'}
 # the host waits for the size of the result or for what has to be raised, so a graph cannot hold them
@@ -75,6 +76,34 @@ def test_layout_threads_and_repeats(name):
             assert all(same(run(name, arguments), expected) for _ in range(6))
     finally:
         torch.set_num_threads(threads)
+
+
+def corrupted(name, arguments, generator):
+    """The arguments with one tensor of another type or rank; what it is that was done."""
+
+    def draw(count):
+        return int(torch.randint(0, count, (1,), generator=generator))
+
+    arguments = on('cpu', arguments)
+    # a seed is one number of any shape
+    places = [i for i, value in enumerate(arguments) if isinstance(value, torch.Tensor) and i != SEED.get(name)]
+    place = places[draw(len(places))]
+    value = arguments[place]
+    if draw(2):
+        arguments[place] = value.to([torch.complex64, torch.int16, torch.float8_e5m2][draw(3)])
+        return arguments, f'argument {place} of type {arguments[place].dtype}'
+    arguments[place] = value[None, None] if draw(2) else value.unsqueeze(-1).expand(*value.shape, 2)
+    return arguments, f'argument {place} of shape {tuple(arguments[place].shape)} instead of {tuple(value.shape)}'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_corrupt_tensors_give_errors(name):
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(60):
+        arguments, what = corrupted(name, SAMPLES[name](2 + trial % 5), generator)
+        with pytest.raises((ValueError, TypeError, RuntimeError, NotImplementedError)):
+            run(name, arguments)
+            pytest.fail(f'{what}: accepted')
 
 
 @pytest.mark.parametrize('name', NAMES)
