@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from occforge.errors import ConfigError, DataError
-from occforge.fileio import atomic_write
+from occforge.fileio import atomic_write, remove_leftovers
 from occforge.processes import end_with_parent
 
 from .frames import Job, world_of, write_frame, write_sweeps
@@ -109,6 +109,8 @@ def generate(
     with tqdm(total=total, unit='step', disable=not progress, desc='city', smoothing=0.05) as bar:
         records = _run(jobs, centres, workers, bar)
         write_tables(jobs, [r[0] for r in records], [p[0] for p in places], [r[1] for r in records], edges)
+    for folder in (path for path in root.rglob('*') if path.is_dir()):
+        remove_leftovers(folder)  # of a killed call that this one has gone on from
     os.sync()  # the frames were written without waiting for the disk
     with atomic_write(root / MARKER, 'w') as file:
         json.dump({**asked, 'complete': True}, file, indent=1)
