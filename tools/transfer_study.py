@@ -19,7 +19,16 @@ import os
 import sys
 from pathlib import Path
 
-from demo import TOOLS, config_overrides, has_fast_bfloat16, last_checkpoint, make_city, percent, relative
+from demo import (
+    TOOLS,
+    add_city_arguments,
+    config_overrides,
+    has_fast_bfloat16,
+    last_checkpoint,
+    make_city,
+    percent,
+    relative,
+)
 from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
 
 FOLDER = TOOLS.parent / 'configs'
@@ -47,8 +56,7 @@ def parse_args(argv=None):
         '--target-root', default='data/synthetic_city_4cam', help="the target's city (default: %(default)s)"
     )
     parser.add_argument('--work-dir', default='work_dirs/transfer', help='(default: %(default)s)')
-    parser.add_argument('--scenes', type=int, default=20, help='of either city (default: %(default)s)')
-    parser.add_argument('--keyframes', type=int, default=10, help='per scene (default: %(default)s)')
+    add_city_arguments(parser)
     parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
     parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
     parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
@@ -74,7 +82,8 @@ def parse_args(argv=None):
 def make_target_city(stages: StageRunner, args) -> None:
     """The stage of the target's city: another vehicle in other streets."""
     command = [relative(TOOLS / 'create_data.py'), 'synthetic_city', '--root-path', args.target_root, '--rig', RIG]
-    command += ['--scenes', args.scenes, '--keyframes', args.keyframes, '--seed', 1, '--workers', args.workers]
+    command += ['--scenes', args.scenes, '--keyframes', args.keyframes, '--image-size', args.image_size]
+    command += ['--seed', 1, '--workers', args.workers]
     infos = [Path(args.target_root, f'nuscenes_infos_{split}.pkl') for split in ('train', 'val')]
     stages.run('target city', command, infos)
 

@@ -3,6 +3,9 @@
 # Nothing in the model has the number of cameras or beams in its shape, so a checkpoint of another vehicle fits as it is.
 _base_ = ['../fusion_occ/fusion_occ_synthetic.py']
 
+image_epochs = 0  # the whole model from the start: what is compared starts from a checkpoint, or from nothing
+max_epochs = 8
+
 data_root = 'data/synthetic_city_4cam'
 camera_names = ['CAM_FRONT', 'CAM_LEFT', 'CAM_RIGHT', 'CAM_BACK']
 

@@ -25,8 +25,13 @@ def awkward(tensor: torch.Tensor) -> torch.Tensor:
 
 def check_fake(name: str, *arguments) -> None:
     """The fake kernel gives the shapes, types and strides of what the operator gives."""
-    if has_extension():
+    if has_extension() and all(_can_be_copied(x) for x in arguments if isinstance(x, torch.Tensor)):
         torch.library.opcheck(getattr(torch.ops.occforge, name).default, arguments, test_utils='test_faketensor')
+
+
+def _can_be_copied(tensor: torch.Tensor) -> bool:
+    """opcheck copies as many elements as the strides reach and some more, a negative number for a few empty shapes."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride())) > -32
 
 
 def run_python(code: str, **environment) -> str:

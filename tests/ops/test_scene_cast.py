@@ -77,6 +77,7 @@ def test_tree_equals_brute_force(seed):
 def test_small_scenes_equal_brute_force(count, cells, seed):
     scene, g = random_scene(seed, count, cells)
     origins = torch.rand(15, 3, generator=g, dtype=torch.float64) * torch.tensor([20.0, 12.0, 4.0])
+    origins[:, 2] += 1.01  # above the ground
     directions = torch.randn(15, 3, generator=g, dtype=torch.float64)
     got = scene.cast(origins, directions)
     want = scene_cast_reference(*arguments_of(scene), origins, directions, 1e-6, 1e9, False)

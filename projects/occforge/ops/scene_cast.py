@@ -102,6 +102,7 @@ class Scene:
 
     def cast(self, origins, directions, near: float = 1e-6, far: float = math.inf) -> SceneHits:
         """First hits of the rays ``origins + t directions``, near < t < far. NaN and infinite rays hit nothing.
+        The ground is seen from above: a ray that starts below it does not meet it.
 
         Args:
             origins: (R, 3) or (1, 3) float64, world metres.
