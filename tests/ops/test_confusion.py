@@ -10,8 +10,7 @@ from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_
 
 def labels(shape, classes, seed, dtype=torch.uint8, ignore=255):
     generator = torch.Generator().manual_seed(seed)
-    # two tensors, not views of one: torch makes no fake tensor of a view without elements
-    pred, target = (torch.randint(0, classes, shape, generator=generator) for _ in range(2))
+    pred, target = torch.randint(0, classes, (2, *shape), generator=generator)
     target = torch.where(torch.rand(shape, generator=generator) < 0.1, ignore, target)
     return pred.to(dtype), target.to(dtype), torch.rand(shape, generator=generator) < 0.5
 
