@@ -5,6 +5,17 @@ _base_ = './fusion_occ_synthetic.py'
 data_root = 'data/nuscenes_keyframe/'
 image_epochs = 0
 max_epochs = 8
+lr = 6e-3
+
+# Classes of a few dozen voxels: the weights of the pixels for the voxels, too, and all of the network at 0.4 m.
+fine_grid = dict(x=[-40.0, 40.0, 0.4], y=[-40.0, 40.0, 0.4], z=[-1.0, 5.4, 0.4], depth=_base_.depth_range)
+model = dict(
+    point_painting=False,
+    coarse_camera=False,
+    final_kernel=3,
+    img_view_transformer=dict(grid_config=fine_grid, feature_channels=16),
+    loss_occ=dict(class_weight=[*_base_.image_class_weight[:17], 0.2], lovasz_samples=16000),
+)
 
 # No augmentation, no earlier clouds, and no classes of the pixels: such folders have no lidarseg.
 pipeline = [
