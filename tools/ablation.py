@@ -53,19 +53,25 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
         parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
-    configs = CONFIGS
-    if args.configs:
-        configs = {}
-        for entry in args.configs:
-            name, equals, path = entry.partition('=')
-            if not (name and equals and path) or name in configs:
-                parser.error(f'--configs: {entry!r} is not NAME=FILE with a new NAME')
-            configs[name] = Path(path)
+    configs = named_configs(parser, args.configs, CONFIGS)
     for path in configs.values():
         if not path.is_file():
             parser.error(f'{path}: no such config file')
     args.configs = configs
     return args
+
+
+def named_configs(parser, entries, default: dict) -> dict:
+    """{name: path} of ``--configs NAME=FILE ...``, or the default where the option is not given."""
+    if not entries:
+        return default
+    configs = {}
+    for entry in entries:
+        name, equals, path = entry.partition('=')
+        if not (name and equals and path) or name in configs:
+            parser.error(f'--configs: {entry!r} is not NAME=FILE with a new NAME')
+        configs[name] = Path(path)
+    return configs
 
 
 def mean(values) -> float:

@@ -4,7 +4,7 @@ fine-tuning, frozen encoders and progressive unfreezing, several seeds, one tabl
 
     tools/transfer_study.py                                       makes both cities, trains the source, then all
     tools/transfer_study.py --source CKPT                         starts from a checkpoint that there is
-    tools/transfer_study.py --seeds 0 --cfg-options max_epochs=2
+    tools/transfer_study.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
     tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
 
 The source is the small FusionOcc on the nuScenes rig (six cameras, 32 beams), the target a vehicle with four cameras
@@ -19,6 +19,7 @@ import os
 import sys
 from pathlib import Path
 
+from ablation import named_configs
 from demo import (
     TOOLS,
     add_city_arguments,
@@ -64,14 +65,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
         parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
-    configs = CONFIGS
-    if args.configs:
-        configs = {}
-        for entry in args.configs:
-            name, equals, path = entry.partition('=')
-            if not (name and equals and path) or name in configs:
-                parser.error(f'--configs: {entry!r} is not NAME=FILE with a new NAME')
-            configs[name] = Path(path)
+    configs = named_configs(parser, args.configs, CONFIGS)
     for path in [*configs.values(), *([Path(args.source)] if args.source else [])]:
         if not path.is_file():
             parser.error(f'{path}: no such file')
