@@ -1,5 +1,5 @@
 """The systems, one folder each."""
 
-from . import fbocc, fusionocc
+from . import esam, fbocc, fusionocc
 
-__all__ = ['fbocc', 'fusionocc']
+__all__ = ['esam', 'fbocc', 'fusionocc']
