@@ -129,7 +129,7 @@ setup(
     python_requires='>=3.10',
     package_dir={'': 'projects'},
     packages=find_packages('projects'),
-    package_data={'occforge': ['**/*.json', '**/*.npz', '**/*.txt']},
+    package_data={'occforge': ['**/*.json', '**/*.npz', '**/*.txt', '**/*.html']},
     install_requires=requirements('runtime'),
     extras_require={name: requirements(name) for name in ('optional', 'tests')},
     ext_modules=ext_modules,

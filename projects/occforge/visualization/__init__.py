@@ -1,6 +1,7 @@
 """Pictures without a display: label grids, points and boxes over images, one summary picture a sample.
 
 Everything draws into RGB uint8 arrays with numpy, cv2 and PIL; :func:`write_png` saves them.
+:func:`write_occupancy_page` makes an interactive page of one file.
 """
 
 from importlib.util import find_spec
@@ -15,10 +16,13 @@ from .sensors import (
     draw_points_on_image,
     draw_points_on_images,
 )
+from .viewer import Layer, box_layer, occupancy_page, write_occupancy_page
 
 __all__ = [
     'Camera',
+    'Layer',
     'box_corners',
+    'box_layer',
     'draw_boxes_on_image',
     'draw_boxes_on_images',
     'draw_camera_grid',
@@ -28,7 +32,9 @@ __all__ = [
     'draw_points_on_image',
     'draw_points_on_images',
     'draw_sensor_sample',
+    'occupancy_page',
     'read_image',
+    'write_occupancy_page',
     'write_png',
 ]
 

@@ -16,7 +16,7 @@ NEAR = 0.3
 _BOX_CORNERS = np.array(
     [(1, 1, -1), (1, -1, -1), (1, -1, 1), (1, 1, 1), (-1, 1, -1), (-1, -1, -1), (-1, -1, 1), (-1, 1, 1)], np.float64
 )
-_BOX_EDGES = [(4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7), (0, 1), (1, 2), (2, 3), (3, 0)]
+BOX_EDGES = [(4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7), (0, 1), (1, 2), (2, 3), (3, 0)]
 _BOX_FRONT = [0, 1, 2, 3]
 
 
@@ -119,7 +119,7 @@ def draw_boxes_on_image(image, boxes, lidar2cam, cam2img, labels=None, names=Non
                 tinted = part.copy()
                 cv2.fillConvexPoly(tinted, face - (left, top), colour, cv2.LINE_AA)
                 cv2.addWeighted(tinted, 0.38, part, 0.62, 0, dst=part)
-        for first, last in _BOX_EDGES:
+        for first, last in BOX_EDGES:
             _draw_line(image, box[first], box[last], cam2img, colour, width)
         bottom_middle = box[[0, 1, 4, 5]].mean(0)
         _draw_line(image, bottom_middle, box[[0, 1]].mean(0), cam2img, colour, width)
