@@ -8,7 +8,7 @@ from mmengine.model import BaseDataPreprocessor
 
 from occforge.errors import ConfigError, DataError
 
-LIST_KEYS = ('points',)  # a different length in every sample
+LIST_KEYS = ('points', 'rays')  # a different length in every sample
 
 
 @MODELS.register_module()

@@ -1,5 +1,5 @@
 """The systems, one folder each."""
 
-from . import esam, fbocc, fusionocc
+from . import esam, fbocc, fusionocc, uniocc
 
-__all__ = ['esam', 'fbocc', 'fusionocc']
+__all__ = ['esam', 'fbocc', 'fusionocc', 'uniocc']

@@ -74,6 +74,17 @@ class SwinTransformer(_SwinTransformer):
                 outs.append(None)
         return outs
 
+    def stereo_feature(self, x):
+        """Stage 0's output without its norm (B, C, H / 4, W / 4), all that an older frame is needed for; the later
+        stages are not run."""
+        x, (height, width) = self.patch_embed(x)
+        if self.use_abs_pos_embed:
+            x = x + self.absolute_pos_embed
+        x = self.drop_after_pos(x)
+        for block in self.stages[0].blocks:
+            x = block(x, (height, width))
+        return self._to_map(x, height, width)
+
     @staticmethod
     def _to_map(tokens, height: int, width: int):
         """(B, H*W, C) -> (B, C, H, W)."""

@@ -115,16 +115,23 @@ class CM_DepthNet(_DepthBins):
 
     def forward(self, x, mlp_input):
         cameras = x.shape[:2]
-        camera = self.bn(mlp_input.flatten(0, 1))  # float32 under autocast too: focal lengths of 1000 pixels
-        x = self.reduce_conv(x.flatten(0, 1))
-        context = self.context_conv(self.context_se(x, self.context_mlp(camera)[..., None, None]))
-        depth = self.depth_se(x, self.depth_mlp(camera)[..., None, None])
-        if self.with_cp and depth.requires_grad:
-            depth = checkpoint(self.depth_conv, self.depth_conv, depth)
-        else:
-            depth = self.depth_conv(depth)
-        depth = depth.float().softmax(dim=1)
+        context, depth = self.gate(x.flatten(0, 1), mlp_input.flatten(0, 1))
+        depth = self.classify_depth(depth).float().softmax(dim=1)
         return context.unflatten(0, cameras), depth.unflatten(0, cameras)
+
+    def gate(self, x, mlp_input):
+        """Context (M, context_channels, h, w) and what the depth branch starts with (M, mid_channels, h, w), of
+        features (M, in_channels, h, w) and camera vectors (M, 27)."""
+        camera = self.bn(mlp_input)  # float32 under autocast too: focal lengths of 1000 pixels
+        x = self.reduce_conv(x)
+        context = self.context_conv(self.context_se(x, self.context_mlp(camera)[..., None, None]))
+        return context, self.depth_se(x, self.depth_mlp(camera)[..., None, None])
+
+    def classify_depth(self, x):
+        """Depth logits (M, D, h, w) of the gated features."""
+        if self.with_cp and x.requires_grad:
+            return checkpoint(self.depth_conv, self.depth_conv, x)
+        return self.depth_conv(x)
 
 
 @MODELS.register_module()

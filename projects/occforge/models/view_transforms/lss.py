@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ...engine.dist import reduce_mean_count
 from ...ops import FrustumIndexCache, frustum_indices, frustum_pool
+from ..geometry import inverse_3x3
 
 
 @MODELS.register_module()
@@ -114,8 +115,8 @@ class LSSViewTransformer(BaseModule):
         pixels = pixels.view(1, 1, -1, 3)  # (1, 1, h*w, 3)
         shift = torch.zeros_like(post_trans)
         shift[..., :2] = post_trans[..., :2]
-        undo = torch.linalg.inv(post_rots)
-        ray = bda[:, None] @ sensor2keyego[..., :3, :3] @ torch.linalg.inv(intrins) @ undo
+        undo = inverse_3x3(post_rots)
+        ray = bda[:, None] @ sensor2keyego[..., :3, :3] @ inverse_3x3(intrins) @ undo
         directions = (pixels - shift[:, :, None]) @ ray.transpose(-1, -2)  # (B, N, h*w, 3)
         origins = (bda[:, None] @ sensor2keyego[..., :3, 3:]).squeeze(-1).float()  # (B, N, 3)
         h, w = self.feature_size
