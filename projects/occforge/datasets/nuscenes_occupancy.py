@@ -61,6 +61,8 @@ class NuScenesOccDataset(BaseDataset):
       has none the sample's own info stands in (``is_repeat`` says so);
     * ``sample_seed`` and ``rng``: an integer and a ``numpy.random.Generator`` made from (seed, epoch, index). What a
       transform draws from ``rng`` depends neither on the worker nor on the process that loads the sample;
+    * with ``aux_frames``: ``aux_infos``, the infos of other key frames of the scene, as far as there are such frames;
+    * ``with_gt``: whether the sample counts as labelled (see ``label_fraction``);
     * in testing ``ray_origins``: (T, 3) float64 metres, key ego frame, where the rays of RayIoU start;
     * with ``sequences_split_num``, for models that remember: ``sequence_group_idx``, ``start_of_sequence``,
       ``end_of_sequence``, ``prev_token`` (of the frame before in its sequence, '' at its start) and
@@ -85,6 +87,10 @@ class NuScenesOccDataset(BaseDataset):
         max_bad_fraction: see ``tolerance``.
         sequences_split_num: cut every scene into so many sequences of (nearly) equal length, or 'all': every frame is
             one. None: no sequences. ``sequence_groups`` then holds the sequence of each sample.
+        aux_frames: offsets in key frames, before (negative) or after this one, of frames whose 2D labels a sample may
+            use in training. Those beyond the ends of the scene are left out.
+        label_fraction: share of the key frames that count as labelled (``with_gt``), evenly spread over the data set;
+            the others are shown without 3D labels. What an info file itself calls unlabelled stays so.
         seed: of the per-sample random numbers. None: the run's (SampleSeedHook sets it), or 0 without a run.
         data_prefix: folders, relative to ``data_root``, of files that the info file gives by bare name: ``pts``,
             ``sweeps``, ``pts_semantic_mask``, or a camera's name. Default: nuScenes' own.
@@ -108,6 +114,8 @@ class NuScenesOccDataset(BaseDataset):
         tolerance: str = 'strict',
         max_bad_fraction: float = 0.01,
         sequences_split_num: int | str | None = None,
+        aux_frames: Sequence[int] = (),
+        label_fraction: float = 1.0,
         seed: int | None = None,
         data_prefix: dict | None = None,
         **kwargs,
@@ -124,6 +132,11 @@ class NuScenesOccDataset(BaseDataset):
                 f"dataset field 'sequences_split_num' is {sequences_split_num!r}, expected a number above 0, 'all' or "
                 'None'
             )
+        if any(type(offset) is not int or offset == 0 for offset in aux_frames):
+            raise ConfigError(f"dataset field 'aux_frames' is {list(aux_frames)}, expected offsets other than 0")
+        if not 0 <= label_fraction <= 1:
+            raise ConfigError(f"dataset field 'label_fraction' is {label_fraction}, expected a share in [0, 1]")
+        self.aux_frames, self.label_fraction = tuple(aux_frames), label_fraction
         self.sequences_split_num = sequences_split_num
         #: (samples,) int64 sequence of each sample, with ``sequences_split_num``
         self.sequence_groups: np.ndarray | None = None
@@ -181,6 +194,9 @@ class NuScenesOccDataset(BaseDataset):
         data_list = data_list[:: self.load_interval]
         if self.sequences_split_num is not None:
             self._add_sequences(data_list)
+        for index, info in enumerate(data_list):
+            counted = [int(number * self.label_fraction + 1e-9) for number in (index, index + 1)]
+            info['with_gt'] = info.get('with_gt', True) is not False and counted[0] < counted[1]
         return [self.parse_data_info(info) for info in data_list]
 
     def _add_sequences(self, data_list: list[dict]) -> None:
@@ -236,6 +252,8 @@ class NuScenesOccDataset(BaseDataset):
         info['source'] = self.ann_file
         info['data_root'] = self.data_root
         info['adjacent'] = self._adjacent(info, idx)
+        if self.aux_frames:
+            info['aux_infos'] = self._auxiliary(info, idx)
         info['camera_names'] = self.camera_names
         info['test_mode'] = self.test_mode
         # The test set is the same in every epoch.
@@ -267,6 +285,19 @@ class NuScenesOccDataset(BaseDataset):
             other['source'] = self.ann_file
             frames.append(other)
         return frames
+
+    def _auxiliary(self, info: dict, idx: int) -> list[dict]:
+        frames = []
+        for offset in self.aux_frames:
+            if 0 <= idx + offset < len(self):
+                other = super().get_data_info(idx + offset)
+                if other.get('scene_token') == info.get('scene_token'):
+                    frames.append(dict(other, source=self.ann_file))
+        return frames
+
+    def is_labelled(self, idx: int) -> bool:
+        """Whether a sample counts as labelled, without loading it."""
+        return super().get_data_info(idx)['with_gt']
 
     # -------------------------------------------------------------------------------- seeds and skipped samples
     def set_epoch(self, epoch: int) -> None:

@@ -7,11 +7,13 @@ from .image_segs import LoadImageSegs
 from .images import PrepareImageInputs
 from .loading import FuseAdjacentPoints, LoadFineOccGT, LoadLidarPoints, LoadLidarSegLabels, LoadOccGTFromFile
 from .points import EgoPointsRangeFilter, PointsLidarToEgo, ThinPoints
+from .rays import GenerateRays
 
 __all__ = [
     'BEVAug',
     'EgoPointsRangeFilter',
     'FuseAdjacentPoints',
+    'GenerateRays',
     'LoadFineOccGT',
     'LoadImageSegs',
     'LoadLidarPoints',

@@ -17,6 +17,7 @@ INPUT_KEYS = (
     'points',
     'sparse_depth',
     'segs',
+    'rays',
 )
 META_KEYS = (
     'sample_idx',
@@ -35,6 +36,7 @@ META_KEYS = (
     'end_of_sequence',
     'prev_token',
     'curr_to_prev_ego_rt',
+    'with_gt',
 )
 
 
@@ -42,8 +44,8 @@ META_KEYS = (
 class PackOccInputs(BaseTransform):
     """Packs a sample into ``dict(inputs=..., data_samples=Det3DDataSample)``.
 
-    ``inputs`` holds those of imgs, sensor2ego, ego2global, intrins, post_rots, post_trans, bda, points, sparse_depth
-    and segs that the pipeline has made, and ``sample_seed``. ``data_samples.gt_occ`` holds ``semantics`` (X, Y, Z)
+    ``inputs`` holds those of imgs, sensor2ego, ego2global, intrins, post_rots, post_trans, bda, points, sparse_depth,
+    segs and rays that the pipeline has made, and ``sample_seed``. ``data_samples.gt_occ`` holds ``semantics`` (X, Y, Z)
     uint8, ``mask_lidar`` and ``mask_camera`` bool where labels have been loaded, and ``fine`` (``cells``, ``codes``,
     ``counts``, ``grid``, ``ratio``, see ``fine_labels.CellCounts``) where LoadFineOccGT has counted. Meta information:
     META_KEYS, ``lidar2ego`` (4x4), ``cam_names`` and ``img_path``, the key frame's cameras and their files in the same

@@ -157,6 +157,9 @@ class LoadOccGTFromFile(BaseTransform):
     Sets ``voxel_semantics``, ``mask_lidar``, ``mask_camera``, (X, Y, Z) uint8. May stand before or after BEVAug: what
     has been drawn already is applied here, else BEVAug applies it.
 
+    A sample that the dataset calls unlabelled (``with_gt`` is False) gets 255 everywhere and empty masks, and no file
+    is read.
+
     Args:
         grid_size: expected (X, Y, Z); None: any.
         ignore_label: a label beside 0..17 that may occur (it takes part in neither loss nor metric).
@@ -171,6 +174,11 @@ class LoadOccGTFromFile(BaseTransform):
         self.ignore_label = ignore_label
 
     def transform(self, results: dict) -> dict:
+        if results.get('with_gt') is False:
+            shape = self.grid_size or GRID_SIZE
+            results['voxel_semantics'] = np.full(shape, 255, dtype=np.uint8)
+            results['mask_lidar'], results['mask_camera'] = np.zeros((2, *shape), dtype=np.uint8)
+            return results
         if not results.get('occ_path'):
             raise DataError(f"{where(results)}: field 'occ_path' is missing")
         labels = read_labels(results['occ_path'], self.grid_size, ignore_label=self.ignore_label)
