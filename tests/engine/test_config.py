@@ -118,6 +118,43 @@ def test_links_of_two_bases_live_together(write):
     assert sides(cfg) == (False, False) and cfg.data.scale == 2
 
 
+@pytest.mark.parametrize(
+    'child, expected',
+    [
+        ('', (8, 8)),  # what the child only inherits on the other side follows
+        ('train_cfg = dict(val_interval=2)', (8, 8)),
+        ('train_cfg = dict(max_epochs=epochs)', (8, 8)),
+        ('train_cfg = dict(max_epochs=9)', (9, 9)),  # as where the base file itself is edited
+        ('train_cfg = dict(max_epochs=12)', (12, 12)),  # said, although it is the base's
+        ('train_cfg = dict(max_epochs=epochs + 1)', (9, 9)),
+    ],
+)
+def test_a_childs_own_link(write, child, expected):
+    write('schedule.py', 'train_cfg = dict(max_epochs=12, val_interval=1)\n')
+    path = write(
+        'child.py',
+        f"_base_ = ['schedule.py']\nepochs = 8\n{child}\n"
+        "linked_fields = [dict(name='epochs', value=epochs, to='train_cfg.max_epochs')]\n",
+    )
+    cfg = load_config(path)
+    assert (cfg.epochs, cfg.train_cfg.max_epochs) == expected
+    assert cfg.linked_fields[0]['value'] == expected[0]
+    grandchild = write('grandchild.py', "_base_ = ['child.py']\nepochs = 3\n")
+    assert load_config(grandchild).train_cfg.max_epochs == 3
+
+
+def test_links_of_the_base_hold_beside_a_childs_list(write):
+    path = write(
+        'child.py',
+        "_base_ = ['base.py']\nwidth = 16\nuse_mask = False\ndepth = 1\nmodel = dict(depth=2)\n"
+        "linked_fields_model = [dict(name='depth', value=depth, to='model.depth')]\n",
+    )
+    cfg = load_config(path, ['model.neck.width=24'])
+    assert sides(cfg) == (False, False)
+    assert (cfg.depth, cfg.width, cfg.model.head.width) == (2, 24, 24)
+    assert [entry['value'] for entry in cfg.linked_fields_model] == [2]
+
+
 def test_a_replaced_model_need_not_have_the_field(write):
     cfg = load_config(
         write('child.py', "_base_ = ['base.py']\nmodel = dict(_delete_=True, type='B')\nuse_mask = False\n")

@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from occforge.engine import read_checkpoint, write_checkpoint
 from occforge.engine.checkpoint import latest_checkpoint
 from occforge.engine.hooks.metrics_csv_hook import read_table
+from occforge.engine.temporal import load_temporal, remove_orphans, temporal_content, temporal_path
 from occforge.fileio import atomic_write
 from toy import ToyModel
 from training import (
@@ -142,11 +143,36 @@ class RememberingToyModel(ToyModel):
 def test_what_a_model_remembers_is_resumed(tmp_path, world):
     overrides = ['model.type=RememberingToyModel', 'sync_bn=True', 'train_cfg.val_interval=9']
     assert run(tmp_path / 'straight', overrides, world=world) == 0, output(tmp_path / 'straight')
-    saved = weights(tmp_path / 'straight', 'epoch_2.pth')['occforge']['temporal']
-    assert len(saved) == (world or 1) and saved[0]['']['seen'].abs().sum() > 0
+    saved = [read_checkpoint(path)['states']['']['seen'] for path in sorted(tmp_path.glob('*/epoch_2.pth.temporal*'))]
+    assert len(saved) == (world or 1) and all(seen.abs().sum() > 0 for seen in saved)
+    assert world is None or not saved[0].equal(saved[1])  # each process has its own
     resume = f'resume={tmp_path / "straight" / "epoch_2.pth"}'
     assert run(tmp_path / 'again', [*overrides, resume], world=world) == 0, output(tmp_path / 'again')
     assert_equal_training(weights(tmp_path / 'again'), weights(tmp_path / 'straight'))
+
+
+def test_memory_that_does_not_belong_to_the_checkpoint_is_not_taken(tmp_path):
+    model, checkpoint = RememberingToyModel(), str(tmp_path / 'iter_2.pth')
+    assert load_temporal(model, checkpoint, 2) == f'{checkpoint}.temporal_rank0 does not exist'
+    content = temporal_content(model, 2)
+    content['states']['']['seen'] = torch.ones(4)
+    write_checkpoint(content, temporal_path(checkpoint))
+    assert load_temporal(model, checkpoint, 2) is None and model.seen.equal(torch.ones(4))
+    model.seen = torch.zeros(4)
+    assert 'is of iteration 2, the checkpoint of 3' in load_temporal(model, checkpoint, 3)
+    write_checkpoint({**content, 'world_size': 2}, temporal_path(checkpoint))
+    assert 'is of 2 processes, there are 1' in load_temporal(model, checkpoint, 2)
+    write_checkpoint({**content, 'states': dict(other={})}, temporal_path(checkpoint))
+    assert 'other modules' in load_temporal(model, checkpoint, 2)
+    Path(temporal_path(checkpoint)).write_bytes(b'half')
+    assert 'damaged' in load_temporal(model, checkpoint, 2)
+    assert model.seen.equal(torch.zeros(4))
+    assert temporal_content(ToyModel(), 2) is None and load_temporal(ToyModel(), checkpoint, 2) is None
+    # files of checkpoints that are gone go too
+    (tmp_path / 'iter_4.pth').touch()
+    Path(temporal_path(str(tmp_path / 'iter_4.pth'))).touch()
+    remove_orphans(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {'iter_4.pth', 'iter_4.pth.temporal_rank0'}
 
 
 BALLAST = '+model.ballast=2000000'  # 8 MB a file, so that many kills hit the saving

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from occforge.ops import deform_attn, depth_deform_attn, sample_depth
-from occforge.ops.deform_attn import deform_attn_reference
+from occforge.ops.deform_attn import deform_attn_gather, deform_attn_reference
 from op_testing import OPCHECK_TESTS, awkward, check_fake, needs_extension, run_without_extension
 from torch.nn import functional as F
 
@@ -51,6 +51,16 @@ def test_hand_numbers():
     # level 0: d/du = weight * width * (6 - 2), d/dv: at y = 0, between 4 and nothing below: 3 * 1 * -4
     # level 1: d/du = at x = 0, between 15 and nothing: 0.5 * 1 * -15; d/dv: 0.5 * 2 * -30
     assert locations.grad.view(2, 2).tolist() == [[24, -12], [-7.5, -30]]
+
+
+@pytest.mark.parametrize('queries', [0, 1, 30])
+@pytest.mark.parametrize('spread', [0.5, 4.0, 1e6])
+def test_the_form_of_exported_graphs(queries, spread):
+    shapes = [(3, 5), (1, 1), (4, 2)]
+    inputs = case(3, queries, 2, 3, shapes, 4, seed=1, spread=spread)
+    with torch.no_grad():
+        found, expected = (form(*inputs, flat(shapes)) for form in (deform_attn_gather, deform_attn_reference))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=200, deadline=None)

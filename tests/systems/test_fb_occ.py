@@ -13,8 +13,9 @@ import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import BaseDataElement
-from occforge.engine.checkpoint import load_weights
+from occforge.engine.checkpoint import load_weights, write_checkpoint
 from occforge.engine.config import load_config
+from occforge.engine.temporal import load_temporal, temporal_content, temporal_path
 from occforge.errors import ConfigError, DataError
 from occforge.systems.fbocc import HistoryHook, OccupancyStream
 from occforge.systems.fbocc.fb_occ import flip_inputs
@@ -430,31 +431,26 @@ def test_hook_switches_the_memory_on_and_wants_sequences():
         assert model.do_history == expected
 
 
-def test_memory_survives_a_restart(tmp_path, caplog):
+def test_memory_survives_a_restart(tmp_path):
     def losses(model, n):
         model.train()
         batch = batch_of(model, tiny_frame(0, n), tiny_frame(1, n))
         return {name: float(loss) for name, loss in model(**batch, mode='loss').items()}
 
-    model, hook = tiny_model(depth_net=dict(tiny_config()['depth_net'], use_aspp=False)), HistoryHook()
+    plain = dict(depth_net=dict(tiny_config()['depth_net'], use_aspp=False))  # which has a dropout
+    model = tiny_model(**plain)
     losses(model, 0), losses(model, 1)
     path = str(tmp_path / 'iter_2.pth')
-    hook.before_write_checkpoint(_Runner(model), path)
+    write_checkpoint(temporal_content(model, 2), temporal_path(path))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     expected = losses(model, 2)
 
-    resumed = tiny_model(depth_net=dict(tiny_config()['depth_net'], use_aspp=False))
+    resumed = tiny_model(**plain)
     resumed.load_state_dict(state)
-    hook.after_resume(_Runner(resumed), path)
+    assert load_temporal(resumed, path, 2) is None
     assert losses(resumed, 2) == expected
-
-    # without the file, or of other processes, the memory starts empty, and says so
-    forgetful = tiny_model()
-    hook.after_resume(_Runner(forgetful), str(tmp_path / 'iter_9.pth'))
-    assert 'does not exist' in caplog.text and len(forgetful.memory('train')) == 0
-    # files of checkpoints that are gone go too; here the checkpoint itself was never written
-    hook.before_write_checkpoint(_Runner(model), str(tmp_path / 'iter_4.pth'))
-    assert [file.name for file in tmp_path.iterdir()] == ['iter_4.pth.history_rank0']
+    assert temporal_content(tiny_model(save_history=False), 2) is None
+    assert temporal_content(tiny_model(history_cat_num=0), 2) is None
 
 
 # ------------------------------------------------------------------------------------------------------ pretraining

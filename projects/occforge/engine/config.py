@@ -88,7 +88,8 @@ def load_config(
 
     ``to`` is a dotted path or a list of them. From the base file over each child to the command line, the side that a
     layer sets carries the others along; the last layer that sets any of them wins, and one layer that sets two of
-    them differently is an error. So editing the line, a child config with either ``use_mask = False`` or
+    them differently is an error. A child that lists a link of its own has set its value: what it only inherits on the
+    other sides follows. So editing the line, a child config with either ``use_mask = False`` or
     ``model = dict(use_mask=False)``, and ``--cfg-options`` with either spelling all do the same.
 
     Args:
@@ -258,7 +259,7 @@ def _covers(keys: Iterable[str], side: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------ linked fields
-def _entries(cfg: Config) -> list[dict]:
+def _entries(cfg: Config) -> list[tuple[str, dict]]:
     entries = []
     for key, value in cfg._cfg_dict.items():
         if not key.startswith('linked_fields'):
@@ -274,36 +275,37 @@ def _entries(cfg: Config) -> list[dict]:
 
 def _links_of_file(path: Path, cfg: Config) -> dict[tuple, _Link]:
     """Linked fields after ``path`` and all its bases, keyed by their sides; ``cfg`` is how mmengine reads the file."""
-    entries = _entries(cfg)
-    if not entries:
+    listed = {}
+    for name, entry in _entries(cfg):
+        targets = [entry['to']] if isinstance(entry['to'], str) else list(entry['to'])
+        listed[(entry['name'], *targets)] = name, entry['value']
+    if not listed:
         return {}
     links: dict[tuple, _Link] = {}
-    bases = {}
-    for base in _bases(path):
-        bases[base] = _read(base, import_custom_modules=False)
-        links.update(_links_of_file(base, bases[base]))
-    own = set(links)
-    if own:
-        explicit, opaque = _assigned(path)
+    bases = [(base, _read(base, import_custom_modules=False)) for base in _bases(path)]
+    for base, content in bases:
+        links.update(_links_of_file(base, content))
+    explicit, opaque = _assigned(path) if bases else (set(), set())
 
-        def changed(side):
-            if side in explicit or any(key.startswith(side + '.') for key in explicit):
-                return True
-            if not _covers(opaque, side):
-                return False
-            before = next((value for base in bases.values() if (value := _get(base, side)) is not _ABSENT), _ABSENT)
-            return _get(cfg, side) != before
+    def literal(side):
+        return side in explicit or any(key.startswith(side + '.') for key in explicit)
 
-        _settle(links, cfg, changed, str(path))
-    for name, entry in entries:
-        targets = [entry['to']] if isinstance(entry['to'], str) else list(entry['to'])
-        sides = (entry['name'], *targets)
-        if sides in own:
-            links[sides].entry = name
-            continue
-        link = _Link(sides, entry['value'], name)
-        links[sides] = link
-        _settle({sides: link}, cfg, lambda side, link=link: _get(cfg, side) not in (_ABSENT, link.value), str(path))
+    def differs(side):
+        before = (value for _, content in bases if (value := _get(content, side)) is not _ABSENT)
+        return _get(cfg, side) != next(before, _ABSENT)
+
+    for link in links.values():
+        link.entry = ''  # the file may list it elsewhere, or not at all: it holds all the same
+    _settle(links, cfg, lambda side: literal(side) or (_covers(opaque, side) and differs(side)), str(path))
+    for sides, (name, value) in listed.items():
+        if sides not in links:  # a new one: what the file itself sets otherwise than its value wins over that
+            links[sides] = _Link(sides, value)
+
+            def changed(side, value=value):
+                return _get(cfg, side) not in (_ABSENT, value) and (literal(side) or differs(side))
+
+            _settle({sides: links[sides]}, cfg, changed, str(path))
+        links[sides].entry = name
     return links
 
 

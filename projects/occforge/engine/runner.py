@@ -44,6 +44,7 @@ from .param_groups import fit_optimizer_state, names_of_groups
 from .partial_load import has_path, load_partially, parse_load_from
 from .rng import rng_state, set_rng_state
 from .sync_batch_norm import convert_sync_batchnorm, count_batch_norms
+from .temporal import load_temporal, remove_orphans, temporal_content, temporal_path
 from .trainable import Trainability
 
 
@@ -62,8 +63,8 @@ class OccRunner(Runner):
     * ``sync_bn = True``: batch normalisation over all processes, by our own layer;
     * ``find_unused_parameters``, ``model_wrapper_cfg``: as in mmengine.
 
-    A module that remembers earlier frames has ``temporal_state()`` (plain data) and ``load_temporal_state(state)``.
-    What each process remembers is in the checkpoint, and resuming goes on with it.
+    What modules remember of earlier frames is kept beside each checkpoint, and resuming goes on with it
+    (``occforge.engine.temporal``).
     """
 
     # -------------------------------------------------------------------------------------------------- environment
@@ -248,23 +249,6 @@ class OccRunner(Runner):
         own = dict(epoch=self._epoch_rng or now, inside=now) if inside_epoch else dict(epoch=now, inside=None)
         return _by_rank(own)
 
-    def _temporal_for_checkpoint(self) -> list[dict]:
-        """What the modules remember of earlier frames, by rank; every process must call it."""
-        return _by_rank(
-            {name: _on_cpu(module.temporal_state()) for name, module in _temporal_modules(self._bare_model()).items()}
-        )
-
-    def _resume_temporal(self, filename: str, states: list[dict]) -> None:
-        rank, world = rank_and_world()
-        modules = _temporal_modules(self._bare_model())
-        if not modules:
-            return
-        if len(states) != world or set(states[rank]) != set(modules):
-            self.logger.warning(f'{filename}: what the model remembers of earlier frames does not fit: it starts empty')
-            return
-        for name, module in modules.items():
-            module.load_temporal_state(states[rank][name])
-
     # ------------------------------------------------------------------------------------------------- checkpoints
     def save_checkpoint(
         self,
@@ -288,20 +272,25 @@ class OccRunner(Runner):
         meta.setdefault('iter', self.iter if by_epoch else self.iter + 1)
         position = self.train_loop.position(meta['epoch']) if hasattr(self.train_loop, 'position') else None
         inside_epoch = position is not None and position['batches_done'] > 0
+        path = join_path(out_dir, filename, backend_args=backend_args)
         # for hooks that keep state of their own process in files beside the checkpoint
-        self.call_hook('before_write_checkpoint', path=join_path(out_dir, filename, backend_args=backend_args))
+        self.call_hook('before_write_checkpoint', path=path)
+        remembered = temporal_content(self._bare_model(), meta['iter'])
+        if remembered is not None:
+            if isinstance(get_file_backend(path, backend_args=backend_args), LocalBackend):
+                remove_orphans(os.path.dirname(path))
+            self._write(remembered, temporal_path(path), backend_args)
         state = dict(
             version=__version__,
             model_type=self.model_name,
             world_size=rank_and_world()[1],
             position=position,
             rng=self._rng_for_checkpoint(inside_epoch),
-            temporal=self._temporal_for_checkpoint(),
         )
-        self._write_checkpoint(out_dir, filename, save_optimizer, save_param_scheduler, meta, state, backend_args)
+        self._write_checkpoint(path, save_optimizer, save_param_scheduler, meta, state, backend_args)
 
     @master_only
-    def _write_checkpoint(self, out_dir, filename, save_optimizer, save_param_scheduler, meta, state, backend_args):
+    def _write_checkpoint(self, path, save_optimizer, save_param_scheduler, meta, state, backend_args):
         meta.update(
             cfg=self._cfg_text(),
             seed=self.seed,
@@ -332,7 +321,10 @@ class OccRunner(Runner):
         if not self._saved_before:
             checkpoints.check_loadable(content)
             self._saved_before = True
-        path = join_path(out_dir, filename, backend_args=backend_args)
+        self._write(content, path, backend_args)
+
+    @staticmethod
+    def _write(content: dict, path: str, backend_args: dict | None) -> None:
         if isinstance(get_file_backend(path, backend_args=backend_args), LocalBackend):
             checkpoints.write_checkpoint(content, path)
         else:
@@ -501,6 +493,9 @@ class OccRunner(Runner):
         if 'message_hub' in content:
             self.message_hub.load_state_dict(content['message_hub'])
         self._resume_position(filename, content)
+        reason = load_temporal(self._bare_model(), filename, meta['iter'])
+        if reason:
+            self.logger.warning(f'what was remembered of earlier frames is lost, the memory starts empty: {reason}')
         if resume_optimizer and 'optimizer' in content:
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
             optimizer = content['optimizer']
@@ -532,7 +527,6 @@ class OccRunner(Runner):
         remark = loop.resume_at(meta['epoch'], meta['iter'], state.get('position'))
         if remark:
             self.logger.warning(f'{filename}: {remark}')
-        self._resume_temporal(filename, state.get('temporal', []))
         rank, world = rank_and_world()
         if 'rng' not in state:
             self.logger.warning(f'{filename}: holds no random state (another program wrote it)')
@@ -573,11 +567,6 @@ def _by_rank(own) -> list:
     gathered = [None] * world if rank == 0 else None
     torch_dist.gather_object(own, gathered)
     return gathered or []
-
-
-def _temporal_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that remember earlier frames: those with ``temporal_state`` and ``load_temporal_state``."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, 'temporal_state')}
 
 
 def _has_torch_sync_bn(model: nn.Module) -> bool:

@@ -61,7 +61,7 @@ def deform_attn(
     if weights.shape != locations.shape[:-1]:
         raise ValueError(f'weights must have shape {tuple(locations.shape[:-1])}, found {tuple(weights.shape)}')
     if sample is None:
-        if len(locations) != len(value):
+        if locations.shape[0] != value.shape[0]:
             raise ValueError(f'locations must be given for {len(value)} images, found {len(locations)}')
         sample = torch.arange(len(value), device=value.device).repeat_interleave(locations.shape[1])
         shape = locations.shape[:2]
@@ -69,7 +69,7 @@ def deform_attn(
     else:
         shape = locations.shape[:1]
         check_tensor('sample', sample, '(R,)', 1, dtypes=(torch.int64,))
-        if len(sample) != len(locations):
+        if sample.shape[0] != locations.shape[0]:
             raise ValueError(f'sample must have {len(locations)} entries, found {len(sample)}')
     check_device(value=value, locations=locations, weights=weights, sample=sample)
     if locations.shape[1] != value.shape[2]:
@@ -117,12 +117,12 @@ def sample_depth(
     if bins.shape != points.shape[:-1]:
         raise ValueError(f'bins must have shape {tuple(points.shape[:-1])}, found {tuple(bins.shape)}')
     if sample is None:
-        if len(points) != len(depth):
+        if points.shape[0] != depth.shape[0]:
             raise ValueError(f'points must be given for {len(depth)} images, found {len(points)}')
         sample = torch.arange(len(depth), device=depth.device)[:, None].expand(points.shape[:2])
     else:
         check_tensor('sample', sample, '(R,)', 1, dtypes=(torch.int64,))
-        if len(sample) != len(points):
+        if sample.shape[0] != points.shape[0]:
             raise ValueError(f'sample must have {len(points)} entries, found {len(sample)}')
     check_device(depth=depth, points=points, bins=bins, sample=sample)
     images, size, height, width = depth.shape
@@ -205,6 +205,27 @@ def deform_attn_reference(value, locations, weights, sample, shapes):
     # keeps the graph where there is nothing to read
     out = out + 0 * (value.sum() + weights.sum() + locations.sum()) if queries * points * images == 0 else out
     return out.flatten(1).to(dtype)
+
+
+def deform_attn_gather(value, locations, weights, sample, shapes):
+    """The operator behind ``deform_attn`` by indexing and arithmetic alone, for exported graphs: four corners gathered
+    for every place. Finite places; shapes may be symbolic where torch.export traces it. float32 or float64."""
+    _, sites, heads, channels = value.shape
+    rows = value.permute(0, 2, 1, 3).reshape(-1, channels)  # (N H S, C)
+    first = (sample[:, None] * heads + torch.arange(heads, device=value.device)) * sites  # (R, H)
+    out = value.new_zeros(channels)
+    for level, (height, width) in enumerate(zip(shapes[::2], shapes[1::2])):
+        u = locations[:, :, level, :, 0] * width - 0.5  # (R, H, P)
+        v = locations[:, :, level, :, 1] * height - 0.5
+        left, top = u.floor(), v.floor()
+        for x, across in ((left, 1 - (u - left)), (left + 1, u - left)):
+            for y, down in ((top, 1 - (v - top)), (top + 1, v - top)):
+                inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+                site = torch.where(inside, y * width + x, 0.0).long()
+                share = torch.where(inside, across * down, 0.0) * weights[:, :, level]
+                out = out + (rows[first[..., None] + site] * share[..., None]).sum(2)  # (R, H, C)
+        first = first + height * width
+    return out.flatten(1)
 
 
 if compiled('deform_attn', 'deform_attn_backward'):

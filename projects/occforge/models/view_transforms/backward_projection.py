@@ -197,7 +197,7 @@ class DA_SpatialCrossAttention(BaseModule):
         rows = (query + position).reshape(-1, channels)[visible.query]
         found = self.deformable_attention(rows, features, shape, depth, visible, bins)
         total = found.new_zeros(batch * queries, channels).index_add(0, visible.query, found)
-        cameras = total.new_zeros(batch * queries).index_add(0, visible.query, total.new_ones(len(found)))
+        cameras = total.new_zeros(batch * queries).index_add(0, visible.query, torch.ones_like(found[:, 0]))
         output = self.output_proj((total / cameras.clamp(min=1)[:, None]).view_as(query))
         if self.layer_scale is not None:
             output = output * self.layer_scale
@@ -340,9 +340,8 @@ class bevformer_encoder(BaseModule):
             depth[sample, camera, query],
         )
 
-    def forward(self, query, position, features, shape, depth, cameras):
-        """Encode queries (B, Y*X, C); ``cameras`` are the arguments of ``project``."""
-        visible = self.visible(*self.project(*cameras))
+    def forward(self, query, position, features, shape, depth, visible):
+        """Encode queries (B, Y*X, C); other arguments as in the attention."""
         bev_shape = tuple(self.anchors.shape[:2])
         for layer in self.layers:
             query = layer(query, position, bev_shape, features, shape, depth, visible)
@@ -449,17 +448,16 @@ class BackwardProjection(BaseModule):
             (B, C, Y, X) float32; the layer always computes in float32.
         """
         with torch.autocast(context.device.type, enabled=False):
-            context, depth, lss_bev = context.float(), depth.float(), lss_bev.float()
-            query = lss_bev.flatten(2).transpose(1, 2)
-            if not self.use_zero_embedding:
-                query = query + self.bev_embedding.weight
-            features = context.flatten(0, 1).flatten(2).transpose(1, 2)
-            bev = self.transformer(
-                query,
-                self.positional_encoding(),
-                features,
-                tuple(context.shape[-2:]),
-                depth.flatten(0, 1),
-                cameras,
-            )
+            encoder = self.transformer.encoder
+            visible = encoder.visible(*encoder.project(*cameras))
+            return self.attend(context.float(), depth.float(), lss_bev.float(), visible)
+
+    def attend(self, context, depth, lss_bev, visible: VisibleQueries):
+        """``forward`` with the geometry settled; all float32."""
+        query = lss_bev.flatten(2).transpose(1, 2)
+        if not self.use_zero_embedding:
+            query = query + self.bev_embedding.weight
+        features = context.flatten(0, 1).flatten(2).transpose(1, 2)
+        shape = tuple(context.shape[-2:])
+        bev = self.transformer(query, self.positional_encoding(), features, shape, depth.flatten(0, 1), visible)
         return bev.transpose(1, 2).unflatten(2, (self.bev_h, self.bev_w))

@@ -38,6 +38,12 @@ class OccupancyStream:
             data_sample: its data sample. ``metainfo['ego2global']`` (4, 4), the ego pose at the LiDAR's moment, says
                 how the vehicle moved since the last frame; nothing else is asked about sequences.
         """
+        batch = self._place(inputs, data_sample)
+        probability = self.model.predict_probability(batch['inputs'], batch['data_samples'], self.memories)
+        return self.model.occupancy_head.semantics(probability)[0]
+
+    def _place(self, inputs: dict, data_sample) -> dict:
+        """The batch of one frame that stands after the last one in the only sequence."""
         sample = data_sample.clone()
         pose = torch.as_tensor(data_sample.metainfo['ego2global'], dtype=torch.float64)
         start = self._previous_pose is None
@@ -45,10 +51,6 @@ class OccupancyStream:
         self._previous_pose = pose
         place = dict(sequence_group_idx=0, start_of_sequence=start, end_of_sequence=False, curr_to_prev_ego_rt=motion)
         sample.set_metainfo(place)
-        for name in ('prev_token',):
-            if name in sample:
-                sample.pop(name)
-        batch = self.model.data_preprocessor(dict(inputs={key: [value] for key, value in inputs.items()},
-                                                  data_samples=[sample]))  # fmt: skip
-        probability = self.model.predict_probability(batch['inputs'], batch['data_samples'], self.memories)
-        return self.model.occupancy_head.semantics(probability)[0]
+        sample.pop('prev_token', None)
+        batch = dict(inputs={key: [value] for key, value in inputs.items()}, data_samples=[sample])
+        return self.model.data_preprocessor(batch)
