@@ -101,7 +101,8 @@ class LoadSpec:
         sources: files, the first that has a tensor gives it.
         classes: class names of the model in its order; None: what the data set says.
         class_axes: name (pattern) of a tensor -> axis of its class rows, or dict(axis=, source=, target=) with names
-            of its own (cameras, tasks). Added to the model's ``class_axes``, which say the same.
+            of its own (cameras, tasks; ``meta='map_classes'`` instead of source: the names under this entry of the
+            file's metadata). Added to the model's ``class_axes``, which say the same.
         class_aliases: class of the model -> class of the file that it starts from.
         new_classes: rows of classes that the file does not have: 'init' (the model's own) or 'mean' of the file's rows.
         rules: dict(tensors=name or list, policy=one of POLICIES, and its options); the first that matches decides.
@@ -341,11 +342,11 @@ def weights_in(checkpoint: dict, path: str, entry: str | None = None) -> Ordered
     return kept
 
 
-def classes_of(checkpoint: Mapping) -> list[str] | None:
-    """Class names in a checkpoint's metadata (mmengine's or mmcv's), or None."""
+def classes_of(checkpoint: Mapping, entry: str = 'classes') -> list[str] | None:
+    """Class names under an entry of a checkpoint's metadata (mmengine's or mmcv's), or None."""
     meta = checkpoint.get('meta') or {}
     dataset = {key.lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
-    names = dataset.get('classes') or meta.get('CLASSES') or meta.get('classes')
+    names = dataset.get(entry) or meta.get(entry.upper()) or meta.get(entry)
     return [str(name) for name in names] if isinstance(names, (list, tuple)) else None
 
 
@@ -355,6 +356,8 @@ class _Transfer:
 
     def __init__(self, spec, source, ours, kinds, model, checkpoint, classes):
         self.spec, self.source, self.ours, self.kinds = spec, source, ours, kinds
+        self.checkpoint = checkpoint
+        self.rename = _renaming(source, checkpoint, ours, model)
         self.model_classes = spec.classes if spec.classes is not None else classes
         self.file_classes = source.source_classes if source.source_classes is not None else classes_of(checkpoint)
         self.class_axes = {**getattr(model, 'class_axes', {}), **spec.class_axes}
@@ -366,7 +369,7 @@ class _Transfer:
         """(model's name or None, tensor) of everything in the file."""
         pairs = []
         for name, value in state.items():
-            renamed = self.source.rename(name)
+            renamed = self.rename(name)
             if renamed is not None and renamed not in self.ours and renamed.endswith('.kernel'):
                 # MinkowskiEngine's name of a convolution's weight
                 weight = f'{renamed[: -len("kernel")]}weight'
@@ -454,6 +457,8 @@ class _Transfer:
             if matches(pattern, name):
                 if isinstance(axis, Mapping):
                     file_names = axis.get('source', self.file_classes)
+                    if 'meta' in axis and 'source' not in axis:
+                        file_names = classes_of(self.checkpoint, axis['meta'])
                     return axis['axis'], file_names, axis.get('target', self.model_classes)
                 return axis, self.file_classes, self.model_classes
         return None
@@ -637,6 +642,18 @@ def _sparse_versions(model: nn.Module) -> dict[str, dict]:
     """Layer versions that tell the sparse layers' own load hooks that their kernels are in their own layout."""
     own = getattr(model.state_dict(), '_metadata', {})
     return {name: own[name] for name, module in model.named_modules() if is_sparse_convolution(module) and name in own}
+
+
+def _renaming(source: Source, checkpoint: dict, ours: Mapping, model: nn.Module) -> Callable[[str], str | None]:
+    """``source.rename``, followed by the model's own ``checkpoint_key_map`` (names of another layout that it knows)
+    where the source gives no names and more tensors find their place that way."""
+    key_map = getattr(model, 'checkpoint_key_map', None)
+    if not key_map or source.renames:
+        return source.rename
+    other = Source(source.path, prefix=source.prefix, to=source.to, key_map=key_map)
+    names = list(weights_in(checkpoint, source.path, source.entry))
+    found, found_by_map = (sum(rename(name) in ours for name in names) for rename in (source.rename, other.rename))
+    return other.rename if found_by_map > found else source.rename
 
 
 # ------------------------------------------------------------------------------------------------------------- fields

@@ -42,6 +42,7 @@ __all__ = [
     'SparseTensor',
     'SubMConv3d',
     'kernel_layout',
+    'on_features',
 ]
 
 
@@ -192,11 +193,12 @@ class SparseSequential(nn.Sequential, SparseModule):
             elif not isinstance(x, SparseTensor):
                 x = module(x)
             else:
-                x = x.replace_feature(_on_features(module, x.features))
+                x = x.replace_feature(on_features(module, x.features))
         return x
 
 
-def _on_features(module: nn.Module, features: Tensor) -> Tensor:
+def on_features(module: nn.Module, features: Tensor) -> Tensor:
+    """An ordinary layer on features (V, C) of voxels; a batch norm of fewer than two uses the running statistics."""
     # A synchronised norm is left alone: its statistics span the processes, and all of them have to take part.
     if len(features) < 2 and type(module) is nn.BatchNorm1d and module.training and module.track_running_stats:
         return F.batch_norm(

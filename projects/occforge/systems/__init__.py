@@ -1,5 +1,5 @@
 """The systems, one folder each."""
 
-from . import esam, fbocc, fusionocc, uniocc
+from . import bevfusion, esam, fbocc, fusionocc, uniocc
 
-__all__ = ['esam', 'fbocc', 'fusionocc', 'uniocc']
+__all__ = ['bevfusion', 'esam', 'fbocc', 'fusionocc', 'uniocc']
