@@ -4,5 +4,16 @@ from . import transforms
 from .class_balanced import OccCBGSDataset
 from .nuscenes_occupancy import NuScenesOccDataset
 from .samplers import SequenceBatchSampler, SequenceTestBatchSampler
+from .scannet import ScanNet200SegDataset_, ScanNet200SegMVDataset_, ScanNetSegDataset_, ScanNetSegMVDataset_
 
-__all__ = ['NuScenesOccDataset', 'OccCBGSDataset', 'SequenceBatchSampler', 'SequenceTestBatchSampler', 'transforms']
+__all__ = [
+    'NuScenesOccDataset',
+    'OccCBGSDataset',
+    'ScanNet200SegDataset_',
+    'ScanNet200SegMVDataset_',
+    'ScanNetSegDataset_',
+    'ScanNetSegMVDataset_',
+    'SequenceBatchSampler',
+    'SequenceTestBatchSampler',
+    'transforms',
+]

@@ -1,4 +1,5 @@
-"""Transforms. Random ones draw only from ``results['rng']``, the generator of the sample."""
+"""Transforms. Random ones draw only from ``results['rng']``, the generator of the sample; those of ESAM from numpy's
+global generator, as mmdet3d's own in the same pipelines do."""
 
 from .bev_aug import BEVAug
 from .depth import PointToMultiViewDepth
@@ -8,20 +9,52 @@ from .images import PrepareImageInputs
 from .loading import FuseAdjacentPoints, LoadFineOccGT, LoadLidarPoints, LoadLidarSegLabels, LoadOccGTFromFile
 from .points import EgoPointsRangeFilter, PointsLidarToEgo, ThinPoints
 from .rays import GenerateRays
+from .scannet import (
+    AddSuperPointAnnotations,
+    AddSuperPointAnnotations_Online,
+    BboxCalculation,
+    ElasticTransfrom,
+    LoadAdjacentDataFromFile,
+    LoadAnnotations3D_,
+    LoadClipFeature,
+    LoadPointsFromFile_,
+    NormalizePointsColor_,
+    Pack3DDetInputs_,
+    Pack3DDetInputs_Online,
+    PointSegClassMappingWithRec,
+    ProjectPointsToImage,
+    SwapChairAndFloor,
+    SwapChairAndFloorWithRec,
+)
 
 __all__ = [
+    'AddSuperPointAnnotations',
+    'AddSuperPointAnnotations_Online',
     'BEVAug',
+    'BboxCalculation',
     'EgoPointsRangeFilter',
+    'ElasticTransfrom',
     'FuseAdjacentPoints',
     'GenerateRays',
+    'LoadAdjacentDataFromFile',
+    'LoadAnnotations3D_',
+    'LoadClipFeature',
     'LoadFineOccGT',
     'LoadImageSegs',
     'LoadLidarPoints',
     'LoadLidarSegLabels',
     'LoadOccGTFromFile',
+    'LoadPointsFromFile_',
+    'NormalizePointsColor_',
+    'Pack3DDetInputs_',
+    'Pack3DDetInputs_Online',
     'PackOccInputs',
+    'PointSegClassMappingWithRec',
     'PointToMultiViewDepth',
     'PointsLidarToEgo',
     'PrepareImageInputs',
+    'ProjectPointsToImage',
+    'SwapChairAndFloor',
+    'SwapChairAndFloorWithRec',
     'ThinPoints',
 ]

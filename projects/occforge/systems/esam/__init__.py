@@ -1,5 +1,7 @@
 """ESAM: online instance segmentation of RGB-D sequences, with Tiny-SA and Bi-Fusion."""
 
+from .bi_fusion import BiFusionEncoder
+from .clip import ClipConv1
 from .criterion import (
     MaskBCECost,
     MaskDiceCost,
@@ -10,13 +12,29 @@ from .criterion import (
     ScanNetSemanticCriterion,
     SparseMatcher,
 )
+from .data_preprocessor import Det3DDataPreprocessor_
+from .esam import (
+    BiFusionSeg,
+    BiFusionSegOnline,
+    ScanNet200MixFormer3D,
+    ScanNet200MixFormer3D_FF,
+    ScanNet200MixFormer3D_FF_Online,
+    ScanNet200MixFormer3D_Online,
+    ScanNet200MixFormer3D_Stream,
+)
 from .memory import MultilevelMemory
 from .merging import MergeHead, OnlineMerge
 from .pooling import GeoAwarePooling
 from .query_decoder import ScanNetMixQueryDecoder
 from .res16unet import Res16UNet34C
+from .tiny_sa import TinySA2D, TinySAModule, TinySANeck
 
 __all__ = [
+    'BiFusionEncoder',
+    'BiFusionSeg',
+    'BiFusionSegOnline',
+    'ClipConv1',
+    'Det3DDataPreprocessor_',
     'GeoAwarePooling',
     'MaskBCECost',
     'MaskDiceCost',
@@ -26,9 +44,17 @@ __all__ = [
     'OnlineMerge',
     'QueryClassificationCost',
     'Res16UNet34C',
+    'ScanNet200MixFormer3D',
+    'ScanNet200MixFormer3D_FF',
+    'ScanNet200MixFormer3D_FF_Online',
+    'ScanNet200MixFormer3D_Online',
+    'ScanNet200MixFormer3D_Stream',
     'ScanNetMergeCriterion_Fast',
     'ScanNetMixQueryDecoder',
     'ScanNetMixedCriterion',
     'ScanNetSemanticCriterion',
     'SparseMatcher',
+    'TinySA2D',
+    'TinySAModule',
+    'TinySANeck',
 ]
