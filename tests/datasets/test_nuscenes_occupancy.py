@@ -14,7 +14,9 @@ import torch
 from fake_nuscenes import write_infos, write_world
 from mmengine.dataset import DefaultSampler, pseudo_collate
 from occforge.datasets import NuScenesOccDataset, OccCBGSDataset, occ3d
+from occforge.datasets.fine_labels import CellCounts
 from occforge.datasets.nuscenes_occupancy import Visit
+from occforge.datasets.transforms.formatting import in_own_classes
 from occforge.engine.memory import host_memory
 from occforge.errors import ConfigError, DataError
 from torch.utils.data import DataLoader
@@ -435,3 +437,75 @@ def test_real_key_frame_projects_as_its_info_file_says(tmp_path):
         # rounding puts a few points into the next pixel
         assert both.sum() > 0.98 * np.isfinite(expected).sum() > 1000, name
         assert np.abs(ours[both] - expected[both]).max() < 0.5 and np.abs(ours[both] - expected[both]).mean() < 1e-3
+
+
+# ------------------------------------------------------------------------------------------------- classes of one's own
+OWN = ['car', 'two_wheeler', 'ground', 'rest', 'free']
+BECOMES = dict(
+    {name: 'rest' for name in occ3d.CLASS_NAMES[1:17] if name != 'car'},
+    others=None,
+    bicycle='two_wheeler',
+    motorcycle='two_wheeler',
+    driveable_surface='ground',
+    sidewalk='ground',
+)
+
+
+def test_labels_in_classes_of_ones_own(world):
+    plain = dataset(world)
+    own = dataset(world, metainfo=dict(classes=OWN), class_map=BECOMES)
+    assert own.metainfo['classes'] == OWN
+    assert own.metainfo['palette'][0] == tuple(occ3d.PALETTE[4]) and len(own.metainfo['palette']) == 5
+    assert own.metainfo['palette'][2] == tuple(occ3d.PALETTE[11])
+    seen = set()
+    for index in range(len(plain)):
+        a, b = plain[index], own[index]
+        assert a['inputs'].keys() == b['inputs'].keys()
+        pairs = [(a['data_samples'].gt_occ.semantics, b['data_samples'].gt_occ.semantics)]
+        pairs.append((a['inputs']['segs'], b['inputs']['segs']))
+        for theirs, ours in pairs:
+            assert ours.dtype == torch.uint8 and ours.shape == theirs.shape
+            for number, name in enumerate(occ3d.CLASS_NAMES):
+                place = BECOMES.get(name, name)
+                expected = 255 if place is None else OWN.index(place)
+                assert (ours[theirs == number] == expected).all(), name
+                seen |= {name} if (theirs == number).any() else set()
+        assert torch.equal(a['data_samples'].gt_occ.mask_camera, b['data_samples'].gt_occ.mask_camera)
+    assert len(seen) > 5
+
+
+def test_counts_of_fine_voxels_in_classes_of_ones_own():
+    # one cell with two voxels of "others" (ignored), one bicycle seen by the camera, three free seen by both
+    counts = CellCounts(
+        np.zeros(3, np.int32), np.array([0, 4 * 2 + 1, 4 * 17 + 3], np.uint8), np.array([2, 1, 3]), (1, 1, 1), (2, 2, 2)
+    )
+    results = dict(fine_counts=counts, label_map=occ3d.label_map(OWN, BECOMES))
+    own = in_own_classes(results)['fine_counts']
+    assert own.codes.tolist() == [4 * 1 + 1, 4 * 4 + 3] and own.counts.tolist() == [1, 3] and len(own.cells) == 2
+    with pytest.raises(ConfigError, match='GenerateRays'):
+        in_own_classes(dict(results, rays=np.zeros((1, 9))))
+
+
+@pytest.mark.parametrize(
+    'classes, class_map, message',
+    [
+        (OWN, {**BECOMES, 'car': 'cars'}, "'car' -> 'cars', expected"),
+        (OWN, {**BECOMES, 'vehicle': 'car'}, "'vehicle' -> 'car'"),
+        (OWN, {**BECOMES, 'free': None}, "'free' stays"),
+        (OWN, {**BECOMES, 'truck': 'free'}, "'free' stays"),
+        (OWN, {name: place for name, place in BECOMES.items() if name != 'truck'}, "becomes of Occ3D's truck "),
+        ([*OWN[:-1], 'tram', 'free'], BECOMES, 'becomes tram: '),
+        (['free', *OWN[:-1]], BECOMES, "'free' last"),
+        (['car', *OWN], BECOMES, 'different names'),
+    ],
+)
+def test_wrong_classes_are_one_clear_error(world, classes, class_map, message):
+    with pytest.raises(ConfigError, match=message):
+        dataset(world, metainfo=dict(classes=classes), class_map=class_map)
+
+
+def test_occ3ds_own_classes_need_no_map(world):
+    assert occ3d.label_map(occ3d.CLASS_NAMES) is None and dataset(world).label_map is None
+    # the same names in another order
+    shuffled = [*reversed(occ3d.CLASS_NAMES[:17]), 'free']
+    assert occ3d.label_map(shuffled)[:18].tolist() == [*range(16, -1, -1), 17]

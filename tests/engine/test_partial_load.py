@@ -211,6 +211,26 @@ def test_new_classes_may_start_from_the_mean_and_background_stays_last(tmp_path,
     assert torch.equal(model.head.heatmap.bias[-1], bigger.head.heatmap.bias[-1])
 
 
+def test_class_columns_between_others(tmp_path):
+    """A layer that takes two numbers, a score for each class, and one number more."""
+
+    class Painted(nn.Module):
+        class_axes = dict(layer=dict(axis=1, start=2))
+
+        def __init__(self, classes):
+            super().__init__()
+            self.layer = nn.Linear(2 + classes + 1, 3)
+
+    source, model = Painted(3), Painted(4)
+    options = dict(source_classes=['a', 'b', 'c'], class_aliases=dict(new='b'))
+    fresh = model.layer.weight[:, 4].clone()
+    load(tmp_path, dict(state_dict=source.state_dict()), model, options, ['c', 'new', 'other', 'a'])
+    theirs, ours = source.layer.weight, model.layer.weight
+    for column, origin in ((0, 0), (1, 1), (2, 4), (3, 3), (5, 2), (6, 5)):
+        assert torch.equal(ours[:, column], theirs[:, origin]), column
+    assert torch.equal(ours[:, 4], fresh) and torch.equal(model.layer.bias, source.layer.bias)
+
+
 def test_class_rows_without_names_are_left_out_with_the_reason(tmp_path, source):
     content, model, _ = case_classes(source)
     del content['meta']

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from occforge.datasets.occ3d import CLASS_NAMES
 from occforge.errors import ConfigError, DataError
-from occforge.evaluation import OccupancyMetric
+from occforge.evaluation import OccupancyMetric, RayIoU
 from occforge.evaluation.occupancy_metric import MASKS, masked_confusions
 
 
@@ -194,3 +194,31 @@ def test_several_processes_give_the_numbers_of_one(tmp_path):
     expected = run([scene(i) for i in range(7)])
     for results in found:
         assert results == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
+
+
+def test_the_classes_are_the_data_sets():
+    for metric in (OccupancyMetric(), RayIoU()):
+        assert len(metric.class_names) == 18
+        metric.dataset_meta = dict(classes=['car', 'rest', 'free'])
+        assert metric.class_names == ('car', 'rest', 'free') and metric.free == 2
+        metric.dataset_meta = dict(classes=['detections', 'alone'])  # no classes of voxels
+        assert metric.free == 2
+    chosen = OccupancyMetric(class_names=['a', 'free'])
+    chosen.dataset_meta = dict(classes=['car', 'rest', 'free'])
+    assert chosen.class_names == ('a', 'free')
+    with pytest.raises(ConfigError, match="no 'free'"):
+        OccupancyMetric(class_names=['a', 'b'])
+    with pytest.raises(ConfigError, match='last class'):
+        RayIoU().dataset_meta = dict(classes=['free', 'car'])
+    metric = OccupancyMetric()
+    metric.dataset_meta = dict(classes=['car', 'rest', 'free'])
+    labels = torch.tensor([0, 0, 1, 2, 255], dtype=torch.uint8).view(5, 1, 1)
+    seen = torch.ones(5, 1, 1, dtype=torch.bool)
+    pred = torch.tensor([0, 1, 1, 2, 0], dtype=torch.uint8).view(5, 1, 1)
+    sample = dict(
+        token='t', pred_occ=dict(semantics=pred), gt_occ=dict(semantics=labels, mask_camera=seen, mask_lidar=seen)
+    )
+    metric.process(None, [sample])
+    found = metric.evaluate(1)
+    assert found['IoU/no_mask/car'] == found['IoU/no_mask/rest'] == pytest.approx(50)
+    assert found['mIoU/no_mask'] == pytest.approx(50)

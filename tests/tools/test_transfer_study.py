@@ -10,10 +10,13 @@ import pytest
 import torch
 import transfer_study
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
+from occforge.datasets.occ3d import CLASS_NAMES, label_map
 from occforge.engine import Trainability, load_config
 from occforge.engine.param_groups import names_of_groups
+from occforge.engine.partial_load import load_partially, parse_load_from
 
 TOOLS = Path(__file__).parents[2] / 'tools'
+CONFIGS = TOOLS.parent / 'configs'
 
 
 def test_help_and_wrong_arguments():
@@ -120,3 +123,31 @@ def test_the_stages_name_modules_of_fusion_occ(model):
         seen += trainability.resolve(stage.train, 'stages')
     assert 'final_conv' in seen and 'img_bev_encoder_backbone' in seen and 'img_backbone' not in seen
     assert sum(parameter.numel() for parameter in model.parameters()) > 0 and torch.is_grad_enabled()
+
+
+def test_eight_classes_take_the_rows_of_seventeen(model, tmp_path):
+    """The guide's second story: a vehicle with other classes starts from the whole of another's checkpoint."""
+    cfg = load_config(CONFIGS / 'custom/city_4cam_80beam_8classes.py')
+    init_default_scope('mmdet3d')
+    own = MODELS.build(cfg.model)
+    assert own.loss_occ.free_index == 8 and own.loss_occ.num_classes == 9
+    content = dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=CLASS_NAMES)))
+    spec = parse_load_from(dict(cfg.load_from, path='other.pth'))
+    report = load_partially(own, spec, list(cfg.classes), lambda _: content, fingerprints=False)
+    assert report.share == 1 and not report.mismatched and not report.missing
+    adapted = {each.name for each in report.adapted}
+    assert {name.rpartition('.')[0] for name in adapted} == {
+        'predicter.2',
+        'img_seg_head',
+        'img_view_transformer.depth_seg_net.seg_out',
+        'lidar_encoder.conv_input.0',
+    }
+    rows = [CLASS_NAMES.index(name) for name in ('car', 'truck', 'bus', 'bicycle', 'pedestrian', 'driveable_surface',
+                                                 'sidewalk', 'manmade', 'free')]  # fmt: skip
+    assert torch.equal(own.predicter[2].weight, model.predicter[2].weight[rows])
+    theirs, ours = (each.lidar_encoder.conv_input[0].weight for each in (model, own))
+    points = model.lidar_encoder.in_channels
+    assert torch.equal(ours[..., :points], theirs[..., :points]) and torch.equal(ours[..., -3:], theirs[..., -3:])
+    assert torch.equal(ours[..., points:-3], theirs[..., [points + row for row in rows]])
+    assert label_map(cfg.classes, cfg.class_map) is not None
+    assert cfg.val_dataloader.dataset.metainfo.classes == cfg.classes

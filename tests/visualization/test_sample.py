@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import occforge.visualization as visualization
@@ -98,7 +99,8 @@ def test_hook_writes_one_picture_a_sample(tmp_path):
         )
         samples.append(sample)
     hook = HOOKS.build(dict(type='OccupancyVisHook', out_dir=str(tmp_path / 'out'), max_samples=2, mask='camera'))
-    hook.before_test_epoch(None)
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=None))
+    hook.before_test_epoch(runner)
     hook.after_test_iter(None, 0, None, samples[:1])
     hook.after_test_iter(None, 1, None, samples[1:])
     files = sorted(p.name for p in (tmp_path / 'out').iterdir())

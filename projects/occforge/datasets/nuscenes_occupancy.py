@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 from occforge.errors import ConfigError, DataError
 
 from .info_files import load_infos
-from .occ3d import CLASS_NAMES, PALETTE
+from .occ3d import CLASS_NAMES, PALETTE, label_map, palette_of
 from .ray_origins import scene_ray_origins
 from .shared import SharedIntegers
 from .transforms.common import matrix
@@ -91,6 +91,9 @@ class NuScenesOccDataset(BaseDataset):
             use in training. Those beyond the ends of the scene are left out.
         label_fraction: share of the key frames that count as labelled (``with_gt``), evenly spread over the data set;
             the others are shown without 3D labels. What an info file itself calls unlabelled stays so.
+        class_map: for classes of one's own (``metainfo=dict(classes=...)``): name of an Occ3D class -> one of them, or
+            None (neither trained nor scored), see ``occ3d.label_map``. Classes of the same name need no entry. Labels
+            of voxels and pixels then have the numbers of ``classes``.
         seed: of the per-sample random numbers. None: the run's (SampleSeedHook sets it), or 0 without a run.
         data_prefix: folders, relative to ``data_root``, of files that the info file gives by bare name: ``pts``,
             ``sweeps``, ``pts_semantic_mask``, or a camera's name. Default: nuScenes' own.
@@ -116,6 +119,7 @@ class NuScenesOccDataset(BaseDataset):
         sequences_split_num: int | str | None = None,
         aux_frames: Sequence[int] = (),
         label_fraction: float = 1.0,
+        class_map: dict | None = None,
         seed: int | None = None,
         data_prefix: dict | None = None,
         **kwargs,
@@ -159,7 +163,15 @@ class NuScenesOccDataset(BaseDataset):
         folders.update(data_prefix or {})
         # Built here, with mmdet3d's registry, so that the dataset also works without a Runner's default scope.
         pipeline = [TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline]
-        super().__init__(ann_file=ann_file, data_root=data_root, data_prefix=folders, pipeline=pipeline, **kwargs)
+        metainfo = dict(kwargs.pop('metainfo', None) or {})
+        classes = metainfo.get('classes', CLASS_NAMES)
+        #: Occ3D's class number -> own one, (256,) uint8; None: Occ3D's own classes
+        self.label_map = label_map(classes, class_map)
+        if self.label_map is not None:
+            metainfo.setdefault('palette', palette_of(classes, class_map))
+        super().__init__(
+            ann_file=ann_file, data_root=data_root, data_prefix=folders, pipeline=pipeline, metainfo=metainfo, **kwargs
+        )
 
     def _join_prefix(self):
         """Only the info file's path: the folders of bare names are joined per file in ``_resolve``."""
@@ -256,6 +268,8 @@ class NuScenesOccDataset(BaseDataset):
             info['aux_infos'] = self._auxiliary(info, idx)
         info['camera_names'] = self.camera_names
         info['test_mode'] = self.test_mode
+        if self.label_map is not None:
+            info['label_map'] = self.label_map
         # The test set is the same in every epoch.
         epoch, seed = self._clock[0], self._clock[1]
         drawn = [idx] if visit is None else [idx, visit]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from occforge.errors import DataError
+from occforge.errors import ConfigError, DataError
 
 CLASS_NAMES = (
     'others',
@@ -73,6 +73,55 @@ for _raw, _occ in {
     24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 30: 16,
 }.items():  # fmt: skip
     LIDARSEG_TO_OCC[_raw] = _occ  # the rest (noise, animal, debris, ego, ...) stays 0, others
+
+
+def label_map(classes, class_map=None) -> np.ndarray | None:
+    """Numbers of Occ3D's classes among other ones, by name.
+
+    Args:
+        classes: names of the classes wanted, "free" last.
+        class_map: Occ3D's name -> one of ``classes``, or None: such voxels are neither trained nor scored (255). For
+            all classes of Occ3D that ``classes`` does not name; needs nothing for the others.
+
+    Returns:
+        (256,) uint8, Occ3D's number -> number in ``classes``; 255 stays. None where the classes are Occ3D's own.
+
+    Raises:
+        ConfigError: a class of Occ3D has no place, one of ``classes`` gets nothing, an unknown name, "free" not last.
+    """
+    classes, class_map = tuple(classes), dict(class_map or {})
+    if classes == CLASS_NAMES and not class_map:
+        return None
+    if not classes or classes[-1] != 'free' or len(set(classes)) != len(classes) or len(classes) > 64:
+        raise ConfigError(f"classes are {list(classes)}, expected different names, 'free' last, 64 at most")
+    for old, new in class_map.items():
+        if old not in CLASS_NAMES or (new is not None and new not in classes) or (old == 'free') != (new == 'free'):
+            raise ConfigError(
+                f"class_map: {old!r} -> {new!r}, expected Occ3D's name -> one of {list(classes)} or None; "
+                "'free' stays 'free'"
+            )
+    places = {name: class_map.get(name, name) for name in CLASS_NAMES}
+    lost = [name for name, place in places.items() if place is not None and place not in classes]
+    if lost:
+        raise ConfigError(f"class_map does not say what becomes of Occ3D's {', '.join(lost)} (None: ignored)")
+    unfed = [name for name in classes if name not in places.values()]
+    if unfed:
+        raise ConfigError(f"none of Occ3D's classes becomes {', '.join(unfed)}: name it in class_map")
+    table = np.full(256, 255, dtype=np.uint8)
+    for number, name in enumerate(CLASS_NAMES):
+        if places[name] is not None:
+            table[number] = classes.index(places[name])
+    return table
+
+
+def palette_of(classes, class_map=None) -> list[tuple]:
+    """RGB of other classes: that of Occ3D's class of the same name, else of the first that becomes it."""
+    class_map = dict(class_map or {})
+    names = [
+        name if name in CLASS_NAMES else next((old for old, new in class_map.items() if new == name), 'others')
+        for name in classes
+    ]
+    return [tuple(PALETTE[CLASS_NAMES.index(name)].tolist()) for name in names]
 
 
 class OccLabels(NamedTuple):

@@ -100,9 +100,10 @@ class LoadSpec:
     Attributes:
         sources: files, the first that has a tensor gives it.
         classes: class names of the model in its order; None: what the data set says.
-        class_axes: name (pattern) of a tensor -> axis of its class rows, or dict(axis=, source=, target=) with names
-            of its own (cameras, tasks; ``meta='map_classes'`` instead of source: the names under this entry of the
-            file's metadata). Added to the model's ``class_axes``, which say the same.
+        class_axes: name (pattern) of a tensor -> axis of its class rows, or dict(axis=, source=, target=) with names of
+            its own (cameras, tasks; ``meta='map_classes'`` instead of source: the names under this entry of the file's
+            metadata), dict(axis=, start=) where so many other rows are in front (and others behind). Added to the
+            model's ``class_axes``, which say the same.
         class_aliases: class of the model -> class of the file that it starts from.
         new_classes: rows of classes that the file does not have: 'init' (the model's own) or 'mean' of the file's rows.
         rules: dict(tensors=name or list, policy=one of POLICIES, and its options); the first that matches decides.
@@ -459,11 +460,11 @@ class _Transfer:
                     file_names = axis.get('source', self.file_classes)
                     if 'meta' in axis and 'source' not in axis:
                         file_names = classes_of(self.checkpoint, axis['meta'])
-                    return axis['axis'], file_names, axis.get('target', self.model_classes)
-                return axis, self.file_classes, self.model_classes
+                    return axis['axis'], file_names, axis.get('target', self.model_classes), axis.get('start')
+                return axis, self.file_classes, self.model_classes, None
         return None
 
-    def _move_rows(self, name, value, target, axis, file_names, model_names):
+    def _move_rows(self, name, value, target, axis, file_names, model_names, start):
         same = tuple(value.shape) == tuple(target.shape)
         if target.dim() <= axis:  # e.g. the bias (hidden) of a layer whose weight (hidden, classes) has class columns
             return (value, '') if same else (None, f'it has no axis {axis}')
@@ -477,30 +478,31 @@ class _Transfer:
         file_names, model_names = list(file_names), list(model_names)
         if file_names == model_names and same:
             return value, ''
-        extra = target.shape[axis] - len(model_names)
-        if value.shape[axis] - len(file_names) != extra or extra not in (0, 1):
+        first = start or 0
+        extra = target.shape[axis] - first - len(model_names)
+        if value.shape[axis] - first - len(file_names) != extra or extra < 0 or (start is None and extra > 1):
             return None, (
                 f'axis {axis} has {value.shape[axis]} rows for {len(file_names)} classes in the file, '
                 f'{target.shape[axis]} for {len(model_names)} in the model'
             )
         aliases = self.spec.class_aliases
-        origin = []
+        origin = list(range(first))
         for each in model_names:
             from_file = each if each in file_names else aliases.get(each)
-            origin.append(file_names.index(from_file) if from_file in file_names else None)
-        if extra:  # background, last on both sides
-            origin.append(len(file_names))
+            origin.append(first + file_names.index(from_file) if from_file in file_names else None)
+        # what follows the classes: background, last on both sides, or the rows of something else
+        origin += [first + len(file_names) + index for index in range(extra)]
         fresh = [index for index, row in enumerate(origin) if row is None]
         fitted = target.detach().cpu().clone().to(torch.promote_types(value.dtype, target.dtype))
         known = [index for index, row in enumerate(origin) if row is not None]
         rows = value.to(fitted).index_select(axis, torch.tensor([origin[i] for i in known], dtype=torch.int64))
         fitted.index_copy_(axis, torch.tensor(known, dtype=torch.int64), rows)
         if fresh and self.spec.new_classes == 'mean':
-            mean = value.to(fitted).narrow(axis, 0, len(file_names)).mean(axis, keepdim=True)
+            mean = value.to(fitted).narrow(axis, first, len(file_names)).mean(axis, keepdim=True)
             sizes = [len(fresh) if each == axis else -1 for each in range(fitted.dim())]
             fitted.index_copy_(axis, torch.tensor(fresh, dtype=torch.int64), mean.expand(sizes))
-        new = f', {len(fresh)} new ({", ".join(model_names[i] for i in fresh)})' if fresh else ''
-        return fitted.to(value.dtype), f'{len(known)} class rows by name on axis {axis}{new}'
+        new = f', {len(fresh)} new ({", ".join(model_names[i - first] for i in fresh)})' if fresh else ''
+        return fitted.to(value.dtype), f'{len(model_names) - len(fresh)} class rows by name on axis {axis}{new}'
 
 
 def is_sparse_convolution(module: nn.Module | None) -> bool:

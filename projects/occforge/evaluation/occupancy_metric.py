@@ -9,7 +9,7 @@ import torch
 from mmdet3d.registry import METRICS
 from terminaltables import AsciiTable
 
-from occforge.datasets.occ3d import CLASS_NAMES, FREE, POINT_CLOUD_RANGE
+from occforge.datasets.occ3d import FREE, POINT_CLOUD_RANGE
 from occforge.errors import ConfigError, DataError
 from occforge.fileio import atomic_write
 from occforge.ops import confusion_matrix
@@ -159,8 +159,8 @@ class OccupancyMetric(StreamedMetric):
     Args:
         eval_mask: 'none', 'camera' or 'lidar': whose mIoU is called plain ``mIoU``. It has nothing to do with the
             mask of the training loss.
-        class_names: names of all classes, free included.
-        free: index of the free class.
+        class_names, free: names of all classes and the index of the free one, see StreamedMetric; default the data
+            set's.
         point_cloud_range: metres, lower and upper corner of the label grid in the ego frame; for the ranges.
         range_edges: metres; rings around the ego vehicle for which results are given apart, the last one open.
         out_file: JSON file for this metric alone. Those of all metrics together go into ``results.json`` of the work
@@ -172,8 +172,8 @@ class OccupancyMetric(StreamedMetric):
     def __init__(
         self,
         eval_mask: str = 'none',
-        class_names: Sequence[str] = CLASS_NAMES,
-        free: int = FREE,
+        class_names: Sequence[str] | None = None,
+        free: int | None = None,
         point_cloud_range: Sequence[float] = POINT_CLOUD_RANGE,
         range_edges: Sequence[float] = RANGE_EDGES,
         dump_dir: str | None = None,

@@ -7,7 +7,7 @@ import torch
 from mmdet3d.registry import METRICS
 from terminaltables import AsciiTable
 
-from occforge.datasets.occ3d import CLASS_NAMES, FREE, POINT_CLOUD_RANGE
+from occforge.datasets.occ3d import POINT_CLOUD_RANGE
 from occforge.errors import ConfigError, DataError
 from occforge.ops import cast_rays, ray_counts
 
@@ -29,8 +29,8 @@ class _RayMetric(StreamedMetric):
     def __init__(
         self,
         thresholds: Sequence[float] = rays.THRESHOLDS,
-        class_names: Sequence[str] = CLASS_NAMES,
-        free: int = FREE,
+        class_names: Sequence[str] | None = None,
+        free: int | None = None,
         point_cloud_range: Sequence[float] = POINT_CLOUD_RANGE,
         **options,
     ):
@@ -43,9 +43,12 @@ class _RayMetric(StreamedMetric):
                 f"{self.label} field 'point_cloud_range' is {point_cloud_range}, expected lower and upper corner"
             )
         self.point_cloud_range = tuple(float(value) for value in point_cloud_range)
-        if free != len(self.class_names) - 1:
-            raise ConfigError(f"{self.label} field 'free' is {free}, expected the last class")
         self._directions = torch.from_numpy(rays.ray_directions()).double()
+
+    def set_classes(self, names, free=None) -> None:
+        super().set_classes(names, free)
+        if self.free != len(self.class_names) - 1:
+            raise ConfigError(f"{self.label} field 'free' is {self.free}, expected the last class")
 
     def _grid(self, sample: dict) -> tuple:
         """(pred, target, origins, lower, voxel_size) of a sample; the prediction at the labels' resolution."""
@@ -93,7 +96,7 @@ class RayIoU(_RayMetric):
 
     Args:
         thresholds: metres.
-        class_names: names of all classes, free last.
+        class_names: names of all classes, free last; default the data set's.
         free: index of the free class.
         point_cloud_range: metres, lower and upper corner of the label grid.
         range_edges: metres; rings around the ego vehicle for which results are given apart.
@@ -194,11 +197,15 @@ class RayPQ(_RayMetric):
     """
 
     def __init__(self, *args, things: Sequence[str] = rays.THING_CLASSES, **options):
+        self._things = tuple(things)
         super().__init__(*args, **options)
-        unknown = sorted(set(things) - set(self._names()))
+
+    def set_classes(self, names, free=None) -> None:
+        super().set_classes(names, free)
+        unknown = sorted(set(self._things) - set(self._names()))
         if unknown:
             raise ConfigError(f"RayPQ field 'things' names {unknown}, expected some of {list(self._names())}")
-        self.things = tuple(self.class_names.index(name) for name in things)
+        self.things = tuple(self.class_names.index(name) for name in self._things)
 
     @property
     def counts_shape(self) -> tuple:

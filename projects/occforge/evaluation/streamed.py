@@ -8,6 +8,7 @@ from mmengine.dist import all_gather_object, get_rank, is_distributed
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 
+from occforge.datasets.occ3d import CLASS_NAMES
 from occforge.errors import ConfigError, DataError
 
 from .results import write_results
@@ -25,8 +26,9 @@ class StreamedMetric(BaseMetric):
     dir. A subclass defines ``counts_shape``, ``count`` and ``summarize``.
 
     Args:
-        class_names: names of all classes, free included.
-        free: index of the free class.
+        class_names: names of all classes, free included; None: the data set's, where "free" is among them, else
+            Occ3D's.
+        free: index of the free class; None: that of "free".
         out_file: JSON file for this metric alone; None: not written.
     """
 
@@ -34,19 +36,38 @@ class StreamedMetric(BaseMetric):
 
     def __init__(
         self,
-        class_names: Sequence[str],
-        free: int,
+        class_names: Sequence[str] | None = None,
+        free: int | None = None,
         out_file: str | None = None,
         collect_device: str = 'cpu',
         prefix: str | None = None,
     ):
         super().__init__(collect_device=collect_device, prefix=prefix)
-        if not 0 <= free < len(class_names):
-            raise ConfigError(f"{self.label} field 'free' is {free}, expected 0..{len(class_names) - 1}")
-        self.class_names = tuple(class_names)
-        self.free = free
+        self._follows_data = class_names is None and free is None
+        self.set_classes(CLASS_NAMES if class_names is None else class_names, free)
         self.out_file = out_file
         self.document: dict | None = None
+
+    def set_classes(self, names: Sequence[str], free: int | None = None) -> None:
+        """Settle the classes.
+
+        Raises:
+            ConfigError: ``free`` is no class.
+        """
+        if free is None and 'free' not in names:
+            raise ConfigError(f"{self.label}: class_names {list(names)} have no 'free', so field 'free' is needed")
+        free = list(names).index('free') if free is None else free
+        if not 0 <= free < len(names):
+            raise ConfigError(f"{self.label} field 'free' is {free}, expected 0..{len(names) - 1}")
+        self.class_names = tuple(names)
+        self.free = free
+
+    @BaseMetric.dataset_meta.setter
+    def dataset_meta(self, meta: dict | None) -> None:
+        self._dataset_meta = meta
+        names = (meta or {}).get('classes') or ()
+        if self._follows_data and 'free' in names:
+            self.set_classes(names)
 
     @property
     def label(self) -> str:

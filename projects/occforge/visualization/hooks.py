@@ -29,7 +29,8 @@ class OccupancyVisHook(Hook):
         every: draw each n-th sample.
         camera: fields of :class:`~occforge.visualization.Camera` to change.
         during_val: draw at validation during training, too (a folder per epoch).
-        class_names, palette, point_cloud_range: as :func:`draw_occupancy_sample` takes them; default Occ3D's.
+        class_names, palette, point_cloud_range: as :func:`draw_occupancy_sample` takes them; default the data
+            set's names and colours, else Occ3D's.
     """
 
     priority = 'LOW'
@@ -50,8 +51,18 @@ class OccupancyVisHook(Hook):
 
     def before_test_epoch(self, runner) -> None:
         self.seen = self.drawn = 0
+        self._follow(runner.test_dataloader.dataset)
 
-    before_val_epoch = before_test_epoch
+    def before_val_epoch(self, runner) -> None:
+        self.seen = self.drawn = 0
+        self._follow(runner.val_dataloader.dataset)
+
+    def _follow(self, dataset) -> None:
+        """Take names and colours from a data set of occupancy, unless an option gives them."""
+        meta = getattr(dataset, 'metainfo', None) or {}
+        names, palette = meta.get('classes') or (), meta.get('palette') or ()
+        if not {'class_names', 'palette'} & set(self.options) and 'free' in names and len(names) == len(palette):
+            self.options = {**self.options, 'class_names': names, 'palette': palette}
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self._draw_all(outputs, self.out_dir)

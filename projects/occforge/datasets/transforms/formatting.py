@@ -7,6 +7,8 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import BaseDataElement
 
+from occforge.errors import ConfigError
+
 INPUT_KEYS = (
     'imgs',
     'sensor2ego',
@@ -47,9 +49,9 @@ class PackOccInputs(BaseTransform):
     ``inputs`` holds those of imgs, sensor2ego, ego2global, intrins, post_rots, post_trans, bda, points, sparse_depth,
     segs and rays that the pipeline has made, and ``sample_seed``. ``data_samples.gt_occ`` holds ``semantics`` (X, Y, Z)
     uint8, ``mask_lidar`` and ``mask_camera`` bool where labels have been loaded, and ``fine`` (``cells``, ``codes``,
-    ``counts``, ``grid``, ``ratio``, see ``fine_labels.CellCounts``) where LoadFineOccGT has counted. Meta information:
-    META_KEYS, ``lidar2ego`` (4x4), ``cam_names`` and ``img_path``, the key frame's cameras and their files in the same
-    order.
+    ``counts``, ``grid``, ``ratio``, see ``fine_labels.CellCounts``) where LoadFineOccGT has counted; labels of voxels
+    and pixels are in the dataset's own classes where it has such (``class_map``). Meta information: META_KEYS,
+    ``lidar2ego`` (4x4), ``cam_names`` and ``img_path``, the key frame's cameras and their files in the same order.
 
     Args:
         input_keys: further keys of the results to pack as tensors.
@@ -62,6 +64,8 @@ class PackOccInputs(BaseTransform):
         self.meta_keys = (*META_KEYS, *meta_keys)
 
     def transform(self, results: dict) -> dict:
+        if results.get('label_map') is not None:
+            results = in_own_classes(results)
         inputs = {key: _tensor(results[key]) for key in self.input_keys if results.get(key) is not None}
         if 'ego2global_cameras' in results:
             inputs['ego2global'] = _tensor(results['ego2global_cameras'])
@@ -90,6 +94,24 @@ class PackOccInputs(BaseTransform):
         meta['cam_names'], meta['img_path'] = names, [images[name].get('img_path') for name in names]
         sample.set_metainfo(meta)
         return dict(inputs=inputs, data_samples=sample)
+
+
+def in_own_classes(results: dict) -> dict:
+    """The results with the labels of voxels and pixels in the numbers of the dataset's own classes."""
+    if results.get('rays') is not None:
+        raise ConfigError('rays have the classes of Occ3D: a dataset with classes of its own cannot have GenerateRays')
+    table = results['label_map']
+    own = {name: table[results[name]] for name in ('voxel_semantics', 'segs') if results.get(name) is not None}
+    if results.get('fine_counts') is not None:
+        counts = results['fine_counts']
+        classes = table[counts.codes >> 2]
+        kept = classes != 255
+        own['fine_counts'] = counts._replace(
+            cells=counts.cells[kept],
+            codes=4 * classes[kept] + (counts.codes[kept] & 3),
+            counts=counts.counts[kept],
+        )
+    return {**results, **own}
 
 
 def _tensor(value):

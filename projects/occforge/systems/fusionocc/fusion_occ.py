@@ -298,7 +298,19 @@ class FusionOCC(Base3DDetector):
                 raise ConfigError('loss_occ.use_sigmoid must be False: classes exclude each other')
             kept = {name: config[name] for name in ('loss_weight', 'class_weight') if name in config}
             config = dict(type='OccupancyLoss', **kept)
+        config.setdefault('free_index', num_classes - 1)
         return _build(config, num_classes=num_classes)
+
+    @property
+    def class_axes(self) -> dict:
+        """Where the classes are, for checkpoints with other ones (``occforge.engine.partial_load``)."""
+        axes = {'predicter.2': 0} if self.predicter is not None else {'final_conv.conv': 0}
+        if self.use_camera:
+            axes.update({'img_seg_head': 0, 'img_view_transformer.depth_seg_net.seg_out': 0})
+        if self.point_painting:
+            # the agreement of the depth stands where "free" would, between the points' own features and the offsets
+            axes['lidar_encoder.conv_input.0.weight'] = dict(axis=4, start=self.lidar_encoder.in_channels)
+        return axes
 
     # ------------------------------------------------------------------ features
 
