@@ -29,11 +29,11 @@ class StereoVolumeDetector(Base3DDetector):
         occ_upsample: ``SkipUpsample3D`` that brings the encoded volume to a finer grid, so that a small model can
             encode at a multiple of the voxel size.
         out_dim: channels of the answer's features.
+        final_kernel: size of the last convolution.
         num_adj: older frames whose volumes are used. Stereo depth looks at one more, for the depth of the oldest.
         key_ego: whose ego pose is the key ego frame: 'first_camera' (published) or 'lidar', that of the LiDAR's moment,
             in which labels and rays are (some tens of milliseconds away from the first).
         use_lss_depth_loss: supervise the depth distribution with ``sparse_depth``.
-        with_cp: of the last convolution: accepted, without effect.
         align_after_view_transformation: must be False: frames are aligned inside the lift. (Also in the spelling of
             the published configs.)
         data_preprocessor, init_cfg: as in mmdet3d.
@@ -55,6 +55,7 @@ class StereoVolumeDetector(Base3DDetector):
         pre_process=None,
         occ_upsample=None,
         out_dim=32,
+        final_kernel=3,
         num_adj=1,
         key_ego='first_camera',
         use_lss_depth_loss=True,
@@ -87,7 +88,12 @@ class StereoVolumeDetector(Base3DDetector):
             width = occ_upsample['out_channels']
         self.out_dim = out_dim
         self.final_conv = ConvModule(
-            width, out_dim, 3, padding=1, bias=True, conv_cfg=dict(type=f'Conv{self.volume_dims}d')
+            width,
+            out_dim,
+            final_kernel,
+            padding=final_kernel // 2,
+            bias=True,
+            conv_cfg=dict(type=f'Conv{self.volume_dims}d'),
         )
 
     @property
