@@ -30,14 +30,14 @@ make_rays = dict(
 pack_train = dict(type='PackOccInputs', exclude_keys=('points',))
 
 # 2D labels alone
-rays_pipeline = [load_images_train, _base_.load_points, flip_train, make_depth, make_rays, pack_train]
+rays_pipeline = [load_images_train, flip_train, _base_.load_points, make_depth, make_rays, pack_train]
 # 3D labels alone, and both
-labels_pipeline = [load_images_train, _base_.load_points, _base_.load_labels, flip_train, make_depth, pack_train]
+labels_pipeline = [load_images_train, flip_train, _base_.load_points, _base_.load_labels, make_depth, pack_train]
 both_pipeline = [
     load_images_train,
+    flip_train,
     _base_.load_points,
     _base_.load_labels,
-    flip_train,
     make_depth,
     make_rays,
     pack_train,

@@ -7,7 +7,7 @@ from mmdet3d.registry import TRANSFORMS
 from occforge.errors import ConfigError, DataError
 
 from ..occ3d import FREE
-from .common import camera_matrices, key_points, lidar_matrices, where
+from .common import camera_matrices, key_points, lidar_matrices, read_points, required_path, where
 
 
 def nearest_points(uvd, size, depth_range, downsample: int = 1, pooled: bool = False) -> tuple:
@@ -71,15 +71,18 @@ class PointToMultiViewDepth(BaseTransform):
         downsample: 1: the network's input resolution. 16, say: the map at the feature resolution, where a pixel holds
             the minimum over its block (the same numbers as pooling the full map later, at a fraction of the size).
         with_segs: needs LoadLidarSegLabels before it.
+        num_adjacent: also the depths of so many older frames, of their own clouds in their own cameras:
+            ``adjacent_depth`` (num_adjacent, N, h, w).
 
     Raises:
         ConfigError: the input size is no multiple of ``downsample``; images or labels have not been loaded.
     """
 
-    def __init__(self, grid_config: dict, downsample: int = 1, with_segs: bool = False):
+    def __init__(self, grid_config: dict, downsample: int = 1, with_segs: bool = False, num_adjacent: int = 0):
         self.depth_range = tuple(float(value) for value in grid_config['depth'][:2])
         self.downsample = downsample
         self.with_segs = with_segs
+        self.num_adjacent = num_adjacent
 
     def transform(self, results: dict) -> dict:
         if 'post_rots' not in results:
@@ -88,20 +91,45 @@ class PointToMultiViewDepth(BaseTransform):
         if size[0] % self.downsample or size[1] % self.downsample:
             raise ConfigError(f'PointToMultiViewDepth: input size {size} is no multiple of {self.downsample}')
         points = key_points(results)
-        xyz = np.ascontiguousarray(points[:, :3])
-        labels = results.get('key_point_labels')
+        labels = results.get('key_point_labels') if self.with_segs else None
         if self.with_segs:
             if labels is None:
                 raise ConfigError('PointToMultiViewDepth: with_segs needs LoadLidarSegLabels before it')
             if len(labels) != len(points):
                 raise DataError(f'{where(results)}: {len(labels)} lidarseg labels for {len(points)} points')
-        lidar2ego, lidar_ego2global = lidar_matrices(results)
-        names = results['used_cameras']
+        depths, segs = self._project(results, results, points, labels, 0)
+        results['sparse_depth'] = depths
+        if self.with_segs:
+            results['segs'] = segs
+        if self.num_adjacent:
+            older = results['adjacent'][: self.num_adjacent]
+            if len(older) < self.num_adjacent or len(results['post_rots']) <= self.num_adjacent:
+                raise ConfigError(
+                    f'PointToMultiViewDepth wants num_adjacent={self.num_adjacent} frames, the dataset and '
+                    f'PrepareImageInputs give {len(older)} and {len(results["post_rots"]) - 1}'
+                )
+            clouds = (
+                read_points(info.get('lidar_path') or required_path(info, 'lidar_path'), points.shape[1])
+                for info in older
+            )
+            results['adjacent_depth'] = np.stack(
+                [
+                    self._project(results, info, cloud, None, t + 1)[0]
+                    for t, (info, cloud) in enumerate(zip(older, clouds))
+                ]
+            )
+        return results
+
+    def _project(self, results, info, points, labels, frame):
+        """Depth and class images of one frame's cloud in its own cameras; augmented as frame ``frame``'s images."""
+        size, names = results['input_size'], results['used_cameras']
+        xyz = np.ascontiguousarray(points[:, :3])
+        lidar2ego, lidar_ego2global = lidar_matrices(info)
         shape = (len(names), size[0] // self.downsample, size[1] // self.downsample)
         depths = np.zeros(shape, dtype=np.float32)
         segs = np.full(shape, FREE, dtype=np.uint8)
         for n, name in enumerate(names):
-            cam2img, cam2ego, ego2global = camera_matrices(results, name)
+            cam2img, cam2ego, ego2global = camera_matrices(info, name)
             lidar2cam = np.linalg.inv(ego2global @ cam2ego) @ lidar_ego2global @ lidar2ego
             # the product is small again, so float32 loses nothing from here on
             lidar2img = (cam2img @ lidar2cam[:3]).astype(np.float32)
@@ -110,13 +138,10 @@ class PointToMultiViewDepth(BaseTransform):
             uvd = xyz[index] @ lidar2img[:, :3].T + lidar2img[:, 3]
             uvd[:, 2] = depth[index]
             uvd[:, :2] /= uvd[:, 2:]
-            rot, tran = results['post_rots'][0, n], results['post_trans'][0, n]
+            rot, tran = results['post_rots'][frame, n], results['post_trans'][frame, n]
             uvd[:, :2] = uvd[:, :2] @ rot[:2, :2].T + tran[:2]
             pixel, point = nearest_points(uvd, size, self.depth_range, self.downsample, pooled=True)
             depths[n].reshape(-1)[pixel] = uvd[point, 2]
-            if self.with_segs:
+            if labels is not None:
                 segs[n].reshape(-1)[pixel] = labels[index[point]]
-        results['sparse_depth'] = depths
-        if self.with_segs:
-            results['segs'] = segs
-        return results
+        return depths, segs

@@ -20,6 +20,7 @@ INPUT_KEYS = (
     'sparse_depth',
     'segs',
     'rays',
+    'adjacent_depth',
 )
 META_KEYS = (
     'sample_idx',

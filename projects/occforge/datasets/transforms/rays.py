@@ -50,7 +50,7 @@ class GenerateRays(BaseTransform):
         class_map: what the values of class maps mean, a dict or a JSON file; see ``label_maps.class_table``.
         depth_scale: metres per unit of 16-bit depth images.
         max_rays: rays of a sample; the published models take 38400.
-        key_ego: ego frame of the rays, the same as the model's: 'first_camera' or 'lidar'.
+        key_ego: ego frame of the rays, the same as the model's: 'first_camera', 'lidar' or a camera's name.
         min_depth, max_depth: metres; points and pixels outside are left out (depth maps: their depth is).
         pixel_size: side of the squares of which only the nearest point is kept; 0 keeps all.
         pixels_per_image: pixels drawn of each image where there are no points.
@@ -107,8 +107,6 @@ class GenerateRays(BaseTransform):
         for field, source, folder in (('depth_dir', depth, depth_dir), ('semantic_dir', semantics, semantic_dir)):
             if source in ('files', 'maps') and folder is None:
                 raise ConfigError(f'GenerateRays: {field} is needed with {source!r}')
-        if key_ego not in ('first_camera', 'lidar'):
-            raise ConfigError(f"GenerateRays.key_ego is {key_ego!r}, expected 'first_camera' or 'lidar'")
         if class_balance not in ('dataset', 'sample', None):
             raise ConfigError(f"GenerateRays.class_balance is {class_balance!r}, expected 'dataset', 'sample' or None")
         if max_rays < 1 or pixels_per_image < 1 or not 0 <= min_depth < max_depth:
@@ -160,7 +158,13 @@ class GenerateRays(BaseTransform):
     def _key_pose(self, results, first_camera):
         if self.key_ego == 'lidar':
             return lidar_matrices(results)[1]
-        return camera_matrices(results, first_camera)[2]
+        name = first_camera if self.key_ego == 'first_camera' else self.key_ego
+        if name not in (results.get('images') or {}):
+            raise ConfigError(
+                f"GenerateRays.key_ego is {name!r}, expected 'first_camera', 'lidar' or a camera of "
+                f'{sorted(results["images"])}'
+            )
+        return camera_matrices(results, name)[2]
 
     def _class_weight(self, label):
         if self.class_balance is None:

@@ -300,6 +300,22 @@ class NerfHead(BaseModule):
         nothing = (density.flatten()[:1].sum() + semantic.flatten()[:1].sum()) * 0.0
         return {name: nothing + sum(values) / len(items) for name, values in losses.items()}
 
+    def forward_logits(self, logits, rays: Sequence[torch.Tensor], bda=None, seed=None) -> dict:
+        """``forward`` for an occupancy network that classifies voxels, ours or not, without further parameters.
+
+        The density is the log odds of "occupied"; with ``alpha_init=0.5`` a stretch of ``voxel_size`` metres of a voxel
+        takes just the share of the light that is the voxel's probability of being occupied.
+
+        Args:
+            logits: (B, X, Y, Z, num_classes + 1), "free" last.
+            rays, bda, seed: see ``forward``.
+        """
+        if logits.shape[-1] != self.num_classes + 1:
+            raise ConfigError(f'NerfHead.num_classes is {self.num_classes}, the logits have {logits.shape[-1]} classes')
+        semantic = logits[..., :-1]
+        density = semantic.float().logsumexp(dim=-1) - logits[..., -1].float()
+        return self.forward(density, semantic, rays, bda, seed)
+
     def _contracted_losses(self, density, semantic, items, bda, layout):
         if layout == 'bcdhw':
             density, semantic = density.permute(0, 3, 2, 1), semantic.permute(0, 4, 3, 2, 1)

@@ -71,6 +71,8 @@ class FBOCC(Base3DDetector):
         key_ego: the camera at whose moment the ego frame of the voxels is taken.
         amp_3d: let the 3D encoder and the head follow autocast; False: float32, as published.
         tta: test-time augmentation, names of 'img_flip', 'flip_dx', 'flip_dy': all combinations are averaged.
+        render_head: ``NerfHead`` (with ``alpha_init=0.5``) that compares what rays see of the classified voxels with
+            2D labels, an auxiliary of training; the pipeline needs GenerateRays. None: no rendering.
         frpn, pts_bbox_head, occupancy_save_path: accepted as None for the published configs (predictions are written by
             ``tools/test.py --out``).
         data_preprocessor, init_cfg: as in mmdet3d.
@@ -110,6 +112,7 @@ class FBOCC(Base3DDetector):
         key_ego='CAM_FRONT',
         amp_3d=False,
         tta=(),
+        render_head=None,
         frpn=None,
         pts_bbox_head=None,
         occupancy_save_path=None,
@@ -137,6 +140,7 @@ class FBOCC(Base3DDetector):
         self.img_bev_encoder_backbone = _build_encoder(img_bev_encoder_backbone)
         self.img_bev_encoder_neck = MODELS.build(img_bev_encoder_neck)
         self.occupancy_head = MODELS.build(occupancy_head)
+        self.render_head = None if render_head is None else MODELS.build(render_head)
         self.use_depth_supervision = use_depth_supervision
         self.readd, self.use_mask, self.mask, self.key_ego, self.amp_3d = readd, use_mask, mask, key_ego, amp_3d
         self.tta = tuple(tta)
@@ -343,6 +347,16 @@ class FBOCC(Base3DDetector):
         """``loss_voxel_*_c_0`` and ``loss_depth``."""
         logits, depth = self.extract_feat(batch_inputs_dict, batch_data_samples, self.memory('train'), self.do_history)
         losses = self.occupancy_head.loss(logits, self.targets(batch_data_samples, logits.device))
+        if self.render_head is not None:
+            if 'rays' not in batch_inputs_dict:
+                raise ConfigError("FBOCC.render_head needs 'rays': add GenerateRays to the pipeline")
+            voxels = logits.permute(0, 3, 2, 4, 1)  # (B, X, Y, Z, classes)
+            voxels = voxels[..., 1:] if self.occupancy_head.has_void else voxels
+            seed = batch_inputs_dict.get('sample_seed')
+            seed = None if seed is None else seed.flatten()[:1]
+            losses.update(
+                self.render_head.forward_logits(voxels, batch_inputs_dict['rays'], batch_inputs_dict['bda'], seed)
+            )
         if self.use_depth_supervision:
             if 'sparse_depth' not in batch_inputs_dict:
                 raise ConfigError(

@@ -96,6 +96,8 @@ class FusionOCC(Base3DDetector):
         query_skip_free: in prediction, cells that are free and touch only free cells (26 neighbours), judged at their
             centres, are taken to be free throughout. Most of a scene is; False looks at every fine voxel.
         temperature: logits of ``mode='tensor'`` are divided by it, for calibrated probabilities.
+        render_head: ``NerfHead`` (with ``alpha_init=0.5``) that compares what rays see of the classified voxels with
+            2D labels, an auxiliary of training; the pipeline needs GenerateRays. None: no rendering.
         key_ego: whose ego pose is the key ego frame: ``'first_camera'``, that of the first camera's moment (published;
             labels and points are in the frame of the LiDAR's moment, some tens of milliseconds away, which is ignored),
             or ``'lidar'``, that of the LiDAR's moment (``ego2global`` of the data sample).
@@ -152,6 +154,7 @@ class FusionOCC(Base3DDetector):
         query_budget=1 << 18,
         query_skip_free=False,
         temperature=1.0,
+        render_head=None,
         key_ego='first_camera',
         data_preprocessor=None,
         init_cfg=None,
@@ -165,6 +168,7 @@ class FusionOCC(Base3DDetector):
         if key_ego not in ('first_camera', 'lidar'):
             raise ConfigError(f"FusionOCC.key_ego is '{key_ego}', expected 'first_camera' or 'lidar'")
         self.key_ego = key_ego
+        self.render_head = None if render_head is None else MODELS.build(render_head)
         given = dict(
             img_bev_encoder_backbone=(occ_encoder_backbone, img_bev_encoder_backbone),
             img_bev_encoder_neck=(occ_encoder_neck, img_bev_encoder_neck),
@@ -494,9 +498,18 @@ class FusionOCC(Base3DDetector):
         if self.pointwise:
             encoded, fine, auxiliary = self.encode(batch_inputs_dict, batch_data_samples)
             losses = self.pointwise_loss(encoded, fine, batch_data_samples, sample_seed)
+            volume = None if self.render_head is None else self.final_conv(self.occ_upsample(encoded, fine))
         else:
             volume, auxiliary = self.extract_feat(batch_inputs_dict, batch_data_samples)
             losses = self.occupancy_loss(volume, batch_data_samples, sample_seed)
+        if self.render_head is not None:
+            if 'rays' not in batch_inputs_dict:
+                raise ConfigError("FusionOCC.render_head needs 'rays': add GenerateRays to the pipeline")
+            logits = self.classify(volume.permute(0, 4, 3, 2, 1))
+            seed = None if sample_seed is None else sample_seed.flatten()[:1]
+            losses.update(
+                self.render_head.forward_logits(logits, batch_inputs_dict['rays'], batch_inputs_dict['bda'], seed)
+            )
         if auxiliary:
             losses.update(self.camera_losses(auxiliary, batch_inputs_dict.get('segs')))
         return losses

@@ -1,0 +1,24 @@
+# Depth-aware teacher-student: a tenth of the key frames labelled, the others shown without any label but the LiDAR's
+# depth. Half of each batch is labelled.
+_base_ = './uniocc_synthetic.py'
+
+label_fraction = 0.1
+max_epochs = 5  # an epoch shows every unlabelled frame once, so that steps are as many as with all labels
+detector = _base_.model
+model = dict(
+    _delete_=True,
+    type='UniOccTeacherStudent',
+    detector=detector,
+    weight_unlabelled=1.0,
+    ramp_iters=200,
+    geo_threshold=0.7,
+    sem_threshold=0.6,
+)
+train_dataloader = dict(
+    batch_sampler=dict(type='LabelMixBatchSampler', labelled=1), dataset=dict(label_fraction=label_fraction)
+)
+custom_hooks = [dict(type='MeanTeacherHook', momentum=0.99, warm_up=20)]
+linked_fields = [
+    dict(name='use_mask', value=True, to='model.detector.use_mask'),
+    dict(name='aux_frames', value=_base_.aux_frames, to='train_dataloader.dataset.aux_frames'),
+]
