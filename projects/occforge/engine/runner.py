@@ -43,6 +43,7 @@ from .memory import bound_onednn_caches
 from .param_groups import fit_optimizer_state, names_of_groups
 from .partial_load import has_path, load_partially, parse_load_from
 from .rng import rng_state, set_rng_state
+from .shared_annotations import share_annotations
 from .sync_batch_norm import convert_sync_batchnorm, count_batch_norms
 from .temporal import load_temporal, remove_orphans, temporal_content, temporal_path
 from .trainable import Trainability
@@ -142,6 +143,13 @@ class OccRunner(Runner):
             arguments['broadcast_buffers'] = False
             arguments['find_unused_parameters'] = self.cfg.get('find_unused_parameters', False)
         return MODEL_WRAPPERS.build(wrapper, default_args=arguments)
+
+    @staticmethod
+    def build_dataloader(dataloader, seed=None, diff_rank_seed=False):
+        """As mmengine's, and the processes of a machine have one copy of the annotations together."""
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        share_annotations(loader.dataset)
+        return loader
 
     def build_train_loop(self, loop):
         if isinstance(loop, dict):
