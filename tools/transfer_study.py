@@ -113,23 +113,27 @@ def mean_and_error(values) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
-def compare(runs: dict[str, list[float]]) -> dict[str, dict]:
-    """Each strategy's mean and standard error, and its gain over the first with the error of that difference."""
+def compare(runs: dict[str, list[float]], points: float = POINTS) -> dict[str, dict]:
+    """Each one's mean and standard error, and its gain over the first with the error of that difference; ``better``:
+    by so many ``points`` and more than ERRORS standard errors."""
     base = mean_and_error(next(iter(runs.values())))
     rows = {}
     for name, values in runs.items():
         mean, error = mean_and_error(values)
         gain = mean - base[0]
         gain_error = math.hypot(error, base[1])
-        better = gain >= POINTS and gain > ERRORS * gain_error
+        better = gain >= points and gain > ERRORS * gain_error
         rows[name] = dict(values=list(values), mean=mean, error=error, gain=gain, gain_error=gain_error, better=better)
     return rows
 
 
-def markdown(rows: dict[str, dict]) -> str:
+def markdown(
+    rows: dict[str, dict], title: str = 'start', quantity: str = 'mIoU without a mask', points: float = POINTS
+) -> str:
+    """The table of what ``compare`` gives."""
     first = next(iter(rows))
     lines = [
-        f'| start | mIoU without a mask | each seed | gain over {first} | {POINTS:g} points and {ERRORS:g} SE |',
+        f'| {title} | {quantity} | each seed | gain over {first} | {points:g} points and {ERRORS:g} SE |',
         '| --- | ---: | ---: | ---: | :---: |',
     ]
     for name, row in rows.items():

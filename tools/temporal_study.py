@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""What remembering earlier frames is worth: FB-OCC on the synthetic city with memory and its single-frame twin, several
+seeds, one table of the mIoU under the LiDAR mask on held-out scenes.
+
+    tools/temporal_study.py                     seeds 0, 1 and 2
+    tools/temporal_study.py --seeds 0 --scenes 4 --keyframes 3 --cfg-options max_epochs=2
+    tools/temporal_study.py --configs single=a.py mine=b.py     any configs, gains are over the first
+
+Both see the same frames equally often. Finished trainings are used again; a killed study goes on where it stopped. The
+table is printed as Markdown and written to <work-dir>/temporal.md and temporal.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from ablation import named_configs
+from demo import TOOLS, config_overrides, has_fast_bfloat16, make_city, train_and_test
+from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
+from transfer_study import compare, markdown
+
+FOLDER = TOOLS.parent / 'configs/fbocc'
+CONFIGS = {
+    'single frame': FOLDER / 'fbocc_synthetic_single.py',
+    'four remembered frames': FOLDER / 'fbocc_synthetic.py',
+}
+METRIC, QUANTITY = 'mIoU/lidar_mask', 'mIoU, LiDAR mask'
+POINTS = 1.5  # what counts as better, besides more than two standard errors
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: single frame, four frames')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='of the trainings (default: 0 1 2)')
+    parser.add_argument('--data-root', default='data/synthetic_city_drives', help='the city (default: %(default)s)')
+    parser.add_argument('--work-dir', default='work_dirs/temporal', help='(default: %(default)s)')
+    parser.add_argument('--scenes', type=int, default=40, help='of the city (default: %(default)s)')
+    parser.add_argument('--keyframes', type=int, default=8, help='per scene (default: %(default)s)')
+    parser.add_argument('--image-size', default='512x288', metavar='WxH', help='of its images (default: %(default)s)')
+    parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
+    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
+    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
+    args = parser.parse_args(argv)
+    if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
+        parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
+    args.configs = named_configs(parser, args.configs, CONFIGS)
+    for path in args.configs.values():
+        if not path.is_file():
+            parser.error(f'{path}: no such config file')
+    return args
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    work_dir = Path(args.work_dir)
+    args.seed = args.city_seed
+    amp = has_fast_bfloat16() and not args.no_amp
+    runs: dict[str, list[float]] = {name: [] for name in args.configs}
+    try:
+        if args.fresh:
+            clear_work_dir(work_dir)
+        stages = StageRunner(work_dir)
+        make_city(stages, args)
+        for seed in args.seeds:
+            for name, config in args.configs.items():
+                folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
+                overrides = config_overrides(args.data_root, seed, args.cfg_options)
+                results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
+                runs[name].append(read_results(results)['metrics'][METRIC])
+    except StageError as error:
+        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('\nstopped; the same command goes on from here', file=sys.stderr)
+        return 130
+    rows = compare(runs, POINTS)
+    text = f'{len(args.seeds)} seeds, mean ± standard error, IoU in %.\n\n{markdown(rows, "model", QUANTITY, POINTS)}\n'
+    print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
+    write_atomically(work_dir / 'temporal.md', text)
+    document = dict(runs=rows, metric=METRIC, seeds=args.seeds, seconds=stages.seconds,
+                    configs={name: str(path) for name, path in args.configs.items()})  # fmt: skip
+    write_atomically(work_dir / 'temporal.json', json.dumps(document, indent=1) + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
