@@ -94,7 +94,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -
                     parser.error(f'{name} needs a value')
                 value = arguments.pop(0)
             overrides.append(f'{name[2:]}={value}')
-    args, unknown = parser.parse_known_args(rest)
+    args, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
         known = [text for action in parser._actions for text in action.option_strings]
         unknown = next((text for text in unknown if text.startswith('-')), unknown[0])

@@ -12,14 +12,14 @@ to <work-dir>/ablation.md and ablation.json.
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
 from demo import (
     MASKS,
     TOOLS,
-    add_city_arguments,
+    add_common_arguments,
+    check_common_arguments,
     config_overrides,
     has_fast_bfloat16,
     make_city,
@@ -41,22 +41,11 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: fusion, camera only, LiDAR only')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='of the trainings (default: 0 1)')
-    parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
-    parser.add_argument('--work-dir', default='work_dirs/ablation', help='(default: %(default)s)')
-    add_city_arguments(parser)
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
-    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
-    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
+    add_common_arguments(parser, 'work_dirs/ablation', seeds=(0, 1))
     args = parser.parse_args(argv)
-    if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
-        parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
     configs = named_configs(parser, args.configs, CONFIGS)
-    for path in configs.values():
-        if not path.is_file():
-            parser.error(f'{path}: no such config file')
+    check_common_arguments(parser, args, *configs.values())
     args.configs = configs
     return args
 

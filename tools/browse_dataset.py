@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Draws what a config's pipeline really feeds the model: augmented images with the sample's points projected into them.
+"""Draws what a config's pipeline really feeds the model: augmented images with the sample's points and boxes in them.
 
-Points are undone from the BEV augmentation, moved into each camera and projected with the augmented intrinsics, so a
-mistake in any matrix shows at once. Below: the labels as the model gets them (flipped where the sample is).
+Points and annotated boxes are taken through the BEV augmentation and back, moved into each camera and projected with
+the augmented intrinsics, so a mistake in any matrix shows at once. Below: the labels as the model gets them (flipped
+where the sample is), under a mask if asked for. --show depth and segs draw the 2D labels of the training instead.
 """
 
 import argparse
 import sys
+
+import _cli
 
 
 def parse_args(argv=None):
@@ -17,6 +20,15 @@ def parse_args(argv=None):
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train', help='(default: train)')
     parser.add_argument('--epoch', type=int, default=0, help='whose augmentation to show (default: 0)')
     parser.add_argument('--frame', type=int, default=0, help='camera frame: 0 the key frame, 1 the one before, ...')
+    parser.add_argument(
+        '--show',
+        nargs='+',
+        choices=('points', 'boxes', 'depth', 'segs'),
+        default=['points', 'boxes'],
+        help='what is drawn over the images: the points fed, annotated boxes, depth labels, class labels '
+        '(default: points boxes)',
+    )
+    parser.add_argument('--mask', choices=('camera', 'lidar'), help='labels outside of this mask are drawn pale')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override config fields')
     args = parser.parse_args(argv)
     if args.number < 1 or args.epoch < 0 or args.frame < 0:
@@ -51,38 +63,116 @@ def cameras_of(inputs, meta, frame):
     return cameras
 
 
-def draw(item, frame, note):
-    """The picture of one item of the dataset."""
+def box_names(dataset):
+    """Names of ``bbox_label_3d`` in order, of the info file's categories; None where it has none."""
+    # several raw categories may share -1, 'none of the detection classes'
+    categories = (dataset.metainfo.get('categories') or {}).items()
+    numbered = {number: name for name, number in categories if number >= 0}
+    return [numbered.get(i, str(i)) for i in range(max(numbered) + 1)] if numbered else None
+
+
+def boxes_as_fed(info, bda):
+    """The valid boxes of an info file's item in the frame of the model's points.
+
+    Args:
+        info: with ``instances`` and ``lidar_points.lidar2ego``.
+        bda: (3, 3) BEV augmentation: rotation, flips and one scale.
+
+    Returns:
+        boxes (M, 7) x, y, z of the middle, dx, dy, dz, yaw; labels (M,).
+    """
+    import numpy as np
+
+    chosen = [item for item in info.get('instances') or () if item.get('bbox_3d_isvalid', True)]
+    boxes = np.array([item['bbox_3d'][:7] for item in chosen], np.float64).reshape(-1, 7)
+    lidar2ego = np.asarray((info.get('lidar_points') or {}).get('lidar2ego', np.eye(4)), np.float64)
+    turn = np.asarray(bda, np.float64) @ lidar2ego[:3, :3]
+    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6]), np.zeros(len(boxes))], -1) @ turn.T
+    boxes[:, :3] = boxes[:, :3] @ turn.T + np.asarray(bda, np.float64) @ lidar2ego[:3, 3]
+    boxes[:, 3:6] *= abs(np.linalg.det(turn)) ** (1 / 3)
+    boxes[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
+    return boxes, [item['bbox_label_3d'] for item in chosen]
+
+
+def with_labels(image, depth, segs):
+    """An image with the depth or class labels of its (perhaps coarser) label map; 17: no class."""
+    import cv2
+    import numpy as np
+    from occforge.datasets import occ3d
+    from occforge.visualization import draw_depth
+
+    size = image.shape[1], image.shape[0]
+    if depth is not None:
+        image = draw_depth(cv2.resize(depth.numpy(), size, interpolation=cv2.INTER_NEAREST), image)
+    if segs is not None:
+        segs = cv2.resize(segs.numpy().astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        image = np.where((segs < occ3d.FREE)[..., None], occ3d.PALETTE[:, :3][segs.clip(0, occ3d.FREE)], image)
+    return np.ascontiguousarray(image.astype(np.uint8))
+
+
+def draw(item, info, args, note, names=None):
+    """The picture of one item of the dataset.
+
+    Args:
+        item: as the pipeline packs it.
+        info: the info file's item.
+        args: the tool's arguments.
+        note: goes into the title.
+        names: of the box labels.
+    """
     from occforge.errors import ConfigError
     from occforge.visualization import draw_occupancy_sample, draw_sensor_sample
 
-    inputs, sample = item['inputs'], item['data_samples']
+    inputs, sample, frame = item['inputs'], item['data_samples'], args.frame
     meta = sample.metainfo
     truth = sample.get('gt_occ')
+    truth = None if truth is None or 'semantics' not in truth else truth
     occupancy = None if truth is None else truth.semantics.numpy()
+    mask = None if truth is None or args.mask is None else truth.get(f'mask_{args.mask}').numpy()
     flips = [axis for axis in ('dx', 'dy') if meta.get(f'flip_{axis}')]
     parts = [
         str(meta.get('scene_name', '')),
         str(meta.get('token', '')),
         note,
         f'flipped {" ".join(flips)}' if flips else '',
+        f'{args.mask} mask' if args.mask else '',
     ]
     title = '   '.join(part for part in parts if part)
     if 'imgs' not in inputs:
         if occupancy is None:
             raise ConfigError('the pipeline feeds neither images nor labels: nothing to draw')
-        return draw_occupancy_sample(occupancy, title=title)
+        return draw_occupancy_sample(occupancy, mask=mask, title=title)
     if frame >= inputs['imgs'].shape[0]:
         raise ConfigError(f'--frame {frame}: the pipeline feeds {inputs["imgs"].shape[0]} camera frames')
-    names = [name if meta['cam_names'].count(name) == 1 else f'{i}' for i, name in enumerate(meta['cam_names'])]
-    images = dict(zip(names, inputs['imgs'][frame].numpy()))
-    cameras = dict(zip(names, cameras_of(inputs, meta, frame)))
-    points = inputs['points'].numpy() if 'points' in inputs else None
-    return draw_sensor_sample(images, cameras, points, occupancy=occupancy, title=title)
+    fed = dict(depth=inputs.get('sparse_depth'), segs=inputs.get('segs'))
+    for name in ('depth', 'segs'):
+        if name in args.show and (fed[name] is None or frame):
+            raise ConfigError(f'--show {name}: the pipeline feeds no such labels for this frame')
+    cameras = [name if meta['cam_names'].count(name) == 1 else f'{i}' for i, name in enumerate(meta['cam_names'])]
+    images = {
+        name: with_labels(image, *(fed[key][i] if key in args.show else None for key in ('depth', 'segs')))
+        for i, (name, image) in enumerate(zip(cameras, inputs['imgs'][frame].numpy()))
+    }
+    points = inputs['points'].numpy() if 'points' in inputs and 'points' in args.show else None
+    boxes = labels = None
+    if 'boxes' in args.show:
+        boxes, labels = boxes_as_fed(info, inputs['bda'].numpy())
+    return draw_sensor_sample(
+        images,
+        dict(zip(cameras, cameras_of(inputs, meta, frame))),
+        points,
+        boxes,
+        labels,
+        names,
+        occupancy=occupancy,
+        mask=mask,
+        title=title,
+    )
 
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors
 
     with cli_errors():
@@ -101,12 +191,13 @@ def main(argv=None):
         dataset = DATASETS.build(loader.dataset)
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(args.epoch)
+        names = box_names(dataset)
         for i in np.linspace(0, len(dataset) - 1, min(args.number, len(dataset))).round().astype(int).tolist():
-            item = dataset[i]
+            item, info = dataset[i], dataset.get_data_info(i)
             meta = item['data_samples'].metainfo
             name = '_'.join(filter(None, (str(meta.get('scene_name', '')), str(meta.get('token', i)))))
             target = Path(args.out_dir) / f'{name}_epoch{args.epoch}.png'
-            write_png(target, draw(item, args.frame, f'epoch {args.epoch}'))
+            write_png(target, draw(item, info, args, f'epoch {args.epoch}', names))
             print(target)
 
 

@@ -4,6 +4,8 @@
 import argparse
 import sys
 
+import _cli
+
 
 def image_size(text: str) -> tuple[int, int]:
     width, _, height = text.lower().partition('x')
@@ -167,6 +169,7 @@ def keyframe(args):
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():

@@ -4,6 +4,8 @@
 import argparse
 import sys
 
+import _cli
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
@@ -22,6 +24,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():

@@ -13,6 +13,8 @@ import argparse
 import os
 import sys
 
+import _cli
+
 
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
@@ -32,6 +34,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():

@@ -17,6 +17,8 @@ Scenes run in parallel; label files that are there already are kept, so that a k
 import argparse
 import sys
 
+import _cli
+
 
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
@@ -147,6 +149,7 @@ def print_comparison(items, out_dir, truth_dir):
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():

@@ -36,22 +36,13 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument('--config', default=str(CONFIG), help='default: configs/fusion_occ/fusion_occ_synthetic.py')
-    parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
-    parser.add_argument('--work-dir', default='work_dirs/demo', help='everything else (default: %(default)s)')
-    add_city_arguments(parser)
     parser.add_argument('--seed', type=int, default=0, help='of the city and of the training (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
     parser.add_argument('--pictures', type=int, help='at most so many (default: every held-out sample)')
-    parser.add_argument('--fresh', action='store_true', help='delete what an earlier demo left in --work-dir')
-    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to tools/train.py and test.py'
-    )
+    add_common_arguments(parser, 'work_dirs/demo')
     args = parser.parse_args(argv)
-    if min(args.scenes, args.keyframes, args.workers) < 1 or (args.pictures is not None and args.pictures < 0):
-        parser.error('--scenes, --keyframes and --workers must be 1 or more, --pictures 0 or more')
-    if not Path(args.config).is_file():
-        parser.error(f'{args.config}: no such config file')
+    check_common_arguments(parser, args, args.config)
+    if args.pictures is not None and args.pictures < 0:
+        parser.error('--pictures must be 0 or more')
     return args
 
 
@@ -88,11 +79,42 @@ def config_overrides(data_root, seed, extra=()) -> list:
     return ['--cfg-options', *options] if options else []
 
 
-def add_city_arguments(parser) -> None:
-    """The size of the city. Many short scenes teach more than few long ones, and the network sees 448 pixels a row."""
+def add_common_arguments(parser, work_dir: str, seeds=None) -> None:
+    """What the demo and the studies share: folders, size of the city, how trainings run.
+
+    Many short scenes teach more than few long ones, and the network sees 448 pixels a row.
+
+    Args:
+        parser: gets the options.
+        work_dir: default of --work-dir.
+        seeds: default of --seeds, for studies of several trainings; None: there is no such option.
+    """
+    cores = min(os.cpu_count() or 1, 8)
+    if seeds is not None:
+        text = f'of the trainings (default: {" ".join(map(str, seeds))})'
+        parser.add_argument('--seeds', nargs='+', type=int, default=list(seeds), help=text)
+    parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
+    parser.add_argument('--work-dir', default=work_dir, help='everything else (default: %(default)s)')
     parser.add_argument('--scenes', type=int, default=40, help='of the city (default: %(default)s)')
     parser.add_argument('--keyframes', type=int, default=5, help='per scene (default: %(default)s)')
     parser.add_argument('--image-size', default='512x288', metavar='WxH', help='of its images (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=cores, help='processes (default: cores)')
+    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
+    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings and tests'
+    )
+
+
+def check_common_arguments(parser, args, *files) -> None:
+    """Ends the tool where a number or one of ``files`` cannot be used."""
+    if min(args.scenes, args.keyframes, args.workers) < 1:
+        parser.error('--scenes, --keyframes and --workers must be 1 or more')
+    if len(set(getattr(args, 'seeds', ()))) != len(getattr(args, 'seeds', ())):
+        parser.error('--seeds must be all different')
+    for path in files:
+        if not Path(path).is_file():
+            parser.error(f'{path}: no such file')
 
 
 def make_city(stages: StageRunner, args) -> None:

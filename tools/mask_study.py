@@ -15,15 +15,16 @@ written to <work-dir>/mask_study.md and mask_study.json.
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
+import _cli
 from ablation import mean
 from demo import (
     MASKS,
     TOOLS,
-    add_city_arguments,
+    add_common_arguments,
+    check_common_arguments,
     config_overrides,
     has_fast_bfloat16,
     make_city,
@@ -54,24 +55,14 @@ def parse_args(argv=None):
         default=FOLDER / 'fusion_occ_synthetic_camera.py',
         help='config of the model that gives its img_backbone',
     )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='of the trainings (default: 0 1)')
     parser.add_argument('--finetune-epochs', type=int, default=2, help='over all voxels, after a masked training')
     parser.add_argument('--finetune-lr', type=float, help="their learning rate (default: a fifth of the config's)")
-    parser.add_argument('--data-root', default='data/synthetic_city', help='the city (default: %(default)s)')
-    parser.add_argument('--work-dir', default='work_dirs/mask_study', help='(default: %(default)s)')
-    add_city_arguments(parser)
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
-    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
-    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
+    add_common_arguments(parser, 'work_dirs/mask_study', seeds=(0, 1))
     args = parser.parse_args(argv)
-    smallest = min(args.scenes, args.keyframes, args.workers, args.finetune_epochs)
-    if smallest < 1 or len(set(args.seeds)) != len(args.seeds):
-        parser.error('--scenes, --keyframes, --workers and --finetune-epochs must be 1 or more, --seeds all different')
-    for path in (args.config, args.pretraining):
-        if not path.is_file():
-            parser.error(f'{path}: no such config file')
+    check_common_arguments(parser, args, args.config, args.pretraining)
+    if args.finetune_epochs < 1:
+        parser.error('--finetune-epochs must be 1 or more')
     return args
 
 
@@ -107,7 +98,7 @@ def study(stages, args, amp) -> dict:
 def finetune_rate(args) -> float:
     if args.finetune_lr is not None:
         return args.finetune_lr
-    sys.path.insert(0, str(TOOLS.parent / 'projects'))
+    _cli.use_this_checkout()
     from occforge.engine import load_config
 
     given = [option.split('=')[1] for option in args.cfg_options if option.split('=')[0] == 'lr']

@@ -15,14 +15,14 @@ and 80 beams. Finished trainings are used again. The table is printed as Markdow
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
 from ablation import named_configs
 from demo import (
     TOOLS,
-    add_city_arguments,
+    add_common_arguments,
+    check_common_arguments,
     config_overrides,
     has_fast_bfloat16,
     last_checkpoint,
@@ -51,24 +51,13 @@ def parse_args(argv=None):
     )
     parser.add_argument('--source', metavar='CKPT', help='checkpoint to start from (default: it is trained)')
     parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='the first is trained from scratch')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='of the trainings (default: 0 1 2)')
-    parser.add_argument('--data-root', default='data/synthetic_city', help="the source's city (default: %(default)s)")
     parser.add_argument(
         '--target-root', default='data/synthetic_city_4cam', help="the target's city (default: %(default)s)"
     )
-    parser.add_argument('--work-dir', default='work_dirs/transfer', help='(default: %(default)s)')
-    add_city_arguments(parser)
-    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
-    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
-    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
+    add_common_arguments(parser, 'work_dirs/transfer', seeds=(0, 1, 2))
     args = parser.parse_args(argv)
-    if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
-        parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
     configs = named_configs(parser, args.configs, CONFIGS)
-    for path in [*configs.values(), *([Path(args.source)] if args.source else [])]:
-        if not path.is_file():
-            parser.error(f'{path}: no such file')
+    check_common_arguments(parser, args, *configs.values(), *([args.source] if args.source else []))
     args.configs = configs
     return args
 

@@ -8,6 +8,9 @@ they belong to.
 import argparse
 import sys
 
+import _cli
+from browse_dataset import box_names
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -60,6 +63,7 @@ def draw(info, names, args):
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import DataError, cli_errors
 
     with cli_errors():
@@ -75,10 +79,7 @@ def main(argv=None):
         dataset = NuScenesOccDataset(
             path, root, test_mode=True, modality=dict(use_camera=False, use_lidar=False), serialize_data=False
         )
-        categories = dataset.metainfo.get('categories') or {}
-        # several raw categories may share -1, 'none of the detection classes'
-        numbered = {number: name for name, number in categories.items() if number >= 0}
-        names = [numbered.get(i, str(i)) for i in range(max(numbered) + 1)] if numbered else None
+        names = box_names(dataset)
         if args.tokens:
             index = {dataset.get_data_info(i)['token']: i for i in range(len(dataset))}
             unknown = [token for token in args.tokens if token not in index]

@@ -127,3 +127,15 @@ def test_scripts_are_executable():
 
     wrong = [str(p) for p in FILES if (ROOT / p).read_bytes()[:2] == b'#!' and not os.access(ROOT / p, os.X_OK)]
     assert not wrong, wrong
+
+
+def test_tools_use_the_package_beside_them():
+    """An installed occforge must not answer for this checkout's tools."""
+    wrong = []
+    for path in (p for p in CODE if p.parts[0] == 'tools'):
+        text = (ROOT / path).read_text()
+        nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)]
+        own = any(node.module and node.module.split('.')[0] == 'occforge' for node in nodes)
+        if own and not ('_cli.use_this_checkout()' in text or "parents[2] / 'projects'" in text):
+            wrong.append(str(path))
+    assert [p for p in wrong if p not in ('tools/_cli.py', 'tools/doctor.py')] == []

@@ -35,7 +35,7 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize('name', NAMES)
 def test_help_is_quick_and_loads_nothing(name):
     code = (
-        f'import sys, runpy; sys.argv = [{name!r}, "--help"]\n'
+        f'import sys, runpy; sys.argv = [{name!r}, "--help"]; sys.path.insert(0, {str(TOOLS)!r})\n'
         f'try:\n    runpy.run_path({str(TOOLS / f"{name}.py")!r}, run_name="__main__")\n'
         'except SystemExit as error:\n    assert error.code == 0\n'
         'assert not {"torch", "mmengine", "numpy"} & set(sys.modules)'

@@ -36,7 +36,17 @@ def run(tool, *arguments):
 
 @pytest.mark.parametrize(
     'tool',
-    ['demo.py', 'ablation.py', 'mask_study.py', 'browse_dataset.py', 'visualize_infos.py', 'analysis/label_prior.py'],
+    [
+        'demo.py',
+        'ablation.py',
+        'mask_study.py',
+        'transfer_study.py',
+        'browse_dataset.py',
+        'visualize_infos.py',
+        'visualize_results.py',
+        'demo_inference.py',
+        'analysis/label_prior.py',
+    ],
 )
 def test_help_and_wrong_arguments(tool):
     done = run(tool, '--help')

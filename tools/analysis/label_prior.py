@@ -6,6 +6,10 @@ Any trained model has to beat it clearly. Scored by the same OccupancyMetric, un
 
 import argparse
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _cli
 
 
 def parse_args(argv=None):
@@ -59,6 +63,7 @@ def most_frequent(files, num_classes):
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors
 
     with cli_errors():

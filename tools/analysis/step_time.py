@@ -10,6 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _cli
+
 
 def step_times(path: Path, warmup: int) -> tuple[float, int]:
     """Mean seconds of the iterations after the first ``warmup``, and how many they are.
@@ -57,7 +60,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'projects'))
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors
     from occforge.fileio import atomic_write
 

@@ -26,6 +26,9 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _cli
+
 PRECISIONS = dict(fp32=None, bf16='bfloat16', fp16='float16')
 
 
@@ -350,7 +353,7 @@ def print_row(title, row, flops):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'projects'))
+    _cli.use_this_checkout()
     import torch
     from mmdet3d.registry import DATASETS
     from mmengine.registry import DefaultScope

@@ -10,8 +10,12 @@ voxels whose features are interpolated and classified in chunks. The default is 
 import argparse
 import json
 import resource
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _cli
 
 
 def parse_arguments():
@@ -27,6 +31,7 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
+    _cli.use_this_checkout()
     import torch
     from occforge.models.losses import ChunkedOccupancyLoss, draw_fine_targets, fine_features
     from torch import nn

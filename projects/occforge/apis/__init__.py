@@ -1,0 +1,19 @@
+"""Running trained models: :class:`Inferencer` and the typed results of its predictions."""
+
+from .inferencer import Inferencer, InferenceStream, ModelStream, Prediction
+from .results import Boxes, Instances, Map, Occupancy, Result, Scene, Setting, register_result
+
+__all__ = [
+    'Boxes',
+    'InferenceStream',
+    'Inferencer',
+    'Instances',
+    'Map',
+    'ModelStream',
+    'Occupancy',
+    'Prediction',
+    'Result',
+    'Scene',
+    'Setting',
+    'register_result',
+]

@@ -7,7 +7,17 @@ Everything draws into RGB uint8 arrays with numpy, cv2 and PIL; :func:`write_png
 from importlib.util import find_spec
 
 from .canvas import read_image, write_png
+from .clouds import (
+    camera_around,
+    draw_depth,
+    draw_map,
+    draw_point_cloud,
+    draw_points_top,
+    instance_colours,
+    instance_palette,
+)
 from .occupancy import Camera, draw_occupancy_perspective, draw_occupancy_top
+from .ply import box_mesh, voxel_mesh, write_ply
 from .sample import draw_camera_grid, draw_occupancy_sample, draw_sensor_sample
 from .sensors import (
     box_corners,
@@ -23,18 +33,28 @@ __all__ = [
     'Layer',
     'box_corners',
     'box_layer',
+    'box_mesh',
+    'camera_around',
     'draw_boxes_on_image',
     'draw_boxes_on_images',
     'draw_camera_grid',
+    'draw_depth',
+    'draw_map',
     'draw_occupancy_perspective',
     'draw_occupancy_sample',
     'draw_occupancy_top',
+    'draw_point_cloud',
     'draw_points_on_image',
     'draw_points_on_images',
+    'draw_points_top',
     'draw_sensor_sample',
+    'instance_colours',
+    'instance_palette',
     'occupancy_page',
     'read_image',
+    'voxel_mesh',
     'write_occupancy_page',
+    'write_ply',
     'write_png',
 ]
 

@@ -198,7 +198,7 @@ def draw_occupancy_perspective(
 
 
 # corners of the faces -x, +x, -y, +y, -z, +z of a unit cube, going round
-_CORNERS = np.array(
+FACE_CORNERS = np.array(
     [
         [[0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]],
         [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1]],
@@ -260,7 +260,7 @@ def _paint(canvas, cells, sides, steps, drawn, colours, camera, lower, voxel, sk
     axes = camera.axes()
     eye = np.asarray(camera.eye, np.float64)
     focal = width / 2 / np.tan(np.radians(camera.fov) / 2)
-    corners = lower + (cells[:, None] + _CORNERS[sides]) * voxel - eye
+    corners = lower + (cells[:, None] + FACE_CORNERS[sides]) * voxel - eye
     seen = corners @ axes.T
     in_front = (seen[..., 2] > 0.2).all(1)
     depth = np.maximum(seen[..., 2], 0.2)

@@ -204,7 +204,17 @@ def _draw_legend(pen, x, y, names, palette, pred, target, mask) -> None:
 
 
 def draw_sensor_sample(
-    images, cameras, points=None, boxes=None, labels=None, names=None, *, occupancy=None, title='', width=1920
+    images,
+    cameras,
+    points=None,
+    boxes=None,
+    labels=None,
+    names=None,
+    *,
+    occupancy=None,
+    mask=None,
+    title='',
+    width=1920,
 ):
     """The images of a sample with its LiDAR points and boxes on them, and its occupancy labels below.
 
@@ -214,6 +224,7 @@ def draw_sensor_sample(
         points: (P, >= 3) in the LiDAR frame, or None.
         boxes: (M, 7+) gravity-centre boxes in the LiDAR frame, or None; ``labels`` (M,) index ``names``.
         occupancy: (X, Y, Z) class numbers of Occ3D, or None.
+        mask: (X, Y, Z) bool: labels outside are drawn pale from above and left out in perspective. None: all count.
         title: headline.
         width: of the picture, pixels.
 
@@ -228,8 +239,8 @@ def draw_sensor_sample(
     parts = [draw_camera_grid(images, inner)]
     if occupancy is not None:
         height = round(inner * 0.27)
-        top = draw_occupancy_top(occupancy, size=height)
-        view = draw_occupancy_perspective(occupancy, camera=Camera(size=(inner - top.shape[1] - GAP, height)))
+        top = draw_occupancy_top(occupancy, mask, size=height)
+        view = draw_occupancy_perspective(occupancy, mask, camera=Camera(size=(inner - top.shape[1] - GAP, height)))
         row = blank(height, inner)
         paste(row, top, 0, 0)
         paste(row, view, top.shape[1] + GAP, 0)

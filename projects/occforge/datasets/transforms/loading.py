@@ -56,6 +56,8 @@ class LoadLidarSegLabels(BaseTransform):
         DataError: the file is missing, has another length than the cloud, or holds an unknown label.
     """
 
+    only_labels = True  # not needed where nothing is trained or scored
+
     def __init__(self, mapping=None):
         self.mapping = np.asarray(LIDARSEG_TO_OCC if mapping is None else mapping, dtype=np.uint8)
 
@@ -169,6 +171,8 @@ class LoadOccGTFromFile(BaseTransform):
         ConfigError: BEVAug may scale, which a label grid cannot follow.
     """
 
+    only_labels = True  # not needed where nothing is trained or scored
+
     def __init__(self, grid_size=GRID_SIZE, ignore_label: int | None = None):
         self.grid_size = None if grid_size is None else tuple(grid_size)
         self.ignore_label = ignore_label
@@ -206,6 +210,8 @@ class LoadFineOccGT(BaseTransform):
         DataError: the file is missing or damaged, or its grid is no multiple of ``grid_size``.
         ConfigError: 'voxels' of a file that holds counts alone.
     """
+
+    only_labels = True  # not needed where nothing is trained or scored
 
     def __init__(self, file_name: str, form: str = 'counts', grid_size=GRID_SIZE):
         if form not in ('counts', 'voxels'):

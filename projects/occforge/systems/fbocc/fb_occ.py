@@ -397,6 +397,12 @@ class FBOCC(Base3DDetector):
             total = probability if total is None else total + probability
         return total / len(self.variants)
 
+    def open_stream(self):
+        """An ``OccupancyStream``: one drive, frame after frame, with a memory of its own."""
+        from .stream import OccupancyStream
+
+        return OccupancyStream(self)
+
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         """Logits (B, classes, Y, X, Z)."""
         return self.extract_feat(batch_inputs_dict, batch_data_samples)[0]

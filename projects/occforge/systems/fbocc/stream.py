@@ -1,6 +1,7 @@
 """Frame-by-frame inference of models that remember."""
 
 import torch
+from mmengine.structures import BaseDataElement
 
 from .history import HistoryMemory
 
@@ -13,8 +14,10 @@ class OccupancyStream:
 
         stream = OccupancyStream(model)
         for frame in drive:
-            semantics = stream(frame['inputs'], frame['data_samples'])
+            semantics = stream.step(frame['inputs'], frame['data_samples'])
         stream.reset()
+
+    ``FBOCC.open_stream`` makes one; ``result`` is the last frame's answer as a data sample.
 
     Args:
         model: an ``FBOCC`` in evaluation mode.
@@ -28,9 +31,10 @@ class OccupancyStream:
         """Forget the drive; the next frame starts a new one."""
         self.memories = [HistoryMemory(max_sequences=1) for _ in self.model.variants]
         self._previous_pose = None
+        self._sample = None
 
     @torch.no_grad()
-    def __call__(self, inputs: dict, data_sample) -> torch.Tensor:
+    def step(self, inputs: dict, data_sample) -> torch.Tensor:
         """Semantics (X, Y, Z) uint8 of the next frame.
 
         Args:
@@ -40,7 +44,16 @@ class OccupancyStream:
         """
         batch = self._place(inputs, data_sample)
         probability = self.model.predict_probability(batch['inputs'], batch['data_samples'], self.memories)
-        return self.model.occupancy_head.semantics(probability)[0]
+        semantics = self.model.occupancy_head.semantics(probability)[0]
+        (self._sample,) = batch['data_samples']
+        self._sample.pred_occ = BaseDataElement(semantics=semantics)
+        return semantics
+
+    __call__ = step
+
+    def result(self):
+        """The last frame's data sample with ``pred_occ.semantics``; None before the first."""
+        return self._sample
 
     def _place(self, inputs: dict, data_sample) -> dict:
         """The batch of one frame that stands after the last one in the only sequence."""
