@@ -94,7 +94,10 @@ def extensions():
 
 def requirements(name: str):
     lines = (line.split('#')[0].strip() for line in (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines())
-    return [line for line in lines if line]
+    found = []
+    for line in filter(None, lines):
+        found += requirements(line.split()[1].removesuffix('.txt')) if line.startswith('-r ') else [line]
+    return found
 
 
 def version() -> str:

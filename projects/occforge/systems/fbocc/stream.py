@@ -14,10 +14,10 @@ class OccupancyStream:
 
         stream = OccupancyStream(model)
         for frame in drive:
-            semantics = stream.step(frame['inputs'], frame['data_samples'])
+            semantics = stream(frame['inputs'], frame['data_samples'])
         stream.reset()
 
-    ``FBOCC.open_stream`` makes one; ``result`` is the last frame's answer as a data sample.
+    ``FBOCC.open_stream`` makes one. For what takes frames from any model, ``step`` and ``result`` give data samples.
 
     Args:
         model: an ``FBOCC`` in evaluation mode.
@@ -34,7 +34,7 @@ class OccupancyStream:
         self._sample = None
 
     @torch.no_grad()
-    def step(self, inputs: dict, data_sample) -> torch.Tensor:
+    def __call__(self, inputs: dict, data_sample) -> torch.Tensor:
         """Semantics (X, Y, Z) uint8 of the next frame.
 
         Args:
@@ -44,12 +44,12 @@ class OccupancyStream:
         """
         batch = self._place(inputs, data_sample)
         probability = self.model.predict_probability(batch['inputs'], batch['data_samples'], self.memories)
-        semantics = self.model.occupancy_head.semantics(probability)[0]
-        (self._sample,) = batch['data_samples']
-        self._sample.pred_occ = BaseDataElement(semantics=semantics)
-        return semantics
+        return self.model.occupancy_head.semantics(probability)[0]
 
-    __call__ = step
+    def step(self, inputs: dict, data_sample) -> None:
+        """Take the next frame; arguments as of the call."""
+        self._sample = data_sample.clone()
+        self._sample.pred_occ = BaseDataElement(semantics=self(inputs, data_sample))
 
     def result(self):
         """The last frame's data sample with ``pred_occ.semantics``; None before the first."""
