@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
+from mmengine.optim import build_optim_wrapper
 from mmengine.structures import BaseDataElement
 from occforge.engine.checkpoint import load_weights, write_checkpoint
 from occforge.engine.config import load_config
@@ -227,6 +228,25 @@ def test_every_parameter_learns():
         'forward_projection.bx',
         'forward_projection.nx',
     }
+
+
+def test_200_steps_of_mixed_precision_stay_finite():
+    model = tiny_model(amp_3d=True)
+    model.init_weights()
+    model.train()
+    wrapper = dict(type='OccAmpOptimWrapper', dtype='bfloat16', clip_grad=dict(max_norm=5.0))
+    optim = build_optim_wrapper(model, dict(wrapper, optimizer=dict(type='AdamW', lr=2e-3)))
+    frames = [[tiny_frame(sequence, number) for number in range(4)] for sequence in range(2)]
+    total = []
+    for step in range(200):
+        batch = batch_of(model, *(drive[step % 4] for drive in frames))
+        with optim.optim_context(model):
+            loss, logged = model.parse_losses(model(**batch, mode='loss'))
+        assert all(math.isfinite(value) for value in logged.values()), (step, logged)
+        optim.update_params(loss)
+        total.append(float(loss))
+    assert all(parameter.isfinite().all() for parameter in model.state_dict().values())
+    assert sum(total[-20:]) < 0.9 * sum(total[:20])
 
 
 def test_nothing_supervised_gives_zero_losses():

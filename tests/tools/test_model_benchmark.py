@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from mmdet3d.structures import Det3DDataSample
 from occforge.ops.sparse_conv import neighbour_map, sparse_conv
 from torch import nn
 
@@ -36,6 +37,38 @@ def test_stages_of_forward_and_backward():
     with torch.no_grad():
         model(x)  # the hooks are gone
     assert probe.kept_bytes['first'] == 80
+
+
+def test_methods_may_be_stages():
+    class Doubling(Two):
+        stage_methods = ('double',)
+
+        def double(self, x):
+            return x * 2
+
+        def forward(self, x):
+            return dict(answer=[self.second(self.double(self.first(x)))])
+
+    model, x = Doubling(), torch.randn(5, 4, requires_grad=True)
+    probe = benchmark.Probe(model, torch.device('cpu'))
+    with probe:
+        loss = model(x)['answer'][0].sum()
+        with probe.backward():
+            loss.backward()
+    assert probe.forward_seconds['double'] > 0 and probe.backward_seconds['double'] > 0
+    assert 'double' not in vars(model)
+
+
+def test_places_of_a_batch_are_drives():
+    samples = [Det3DDataSample() for _ in range(2)]
+    for index, sample in enumerate(samples):
+        sample.set_metainfo(dict(sequence_group_idx=7, start_of_sequence=False, prev_token=f't{index}'))
+    benchmark.Benchmark.drive_on(None, dict(data_samples=samples), start=True)
+    assert [sample.sequence_group_idx for sample in samples] == [0, 1]
+    assert all(sample.start_of_sequence and 'prev_token' not in sample for sample in samples)
+    bare = Det3DDataSample()
+    benchmark.Benchmark.drive_on(None, dict(data_samples=[bare]), start=True)
+    assert not bare.metainfo
 
 
 def test_flops_count_our_operators():

@@ -8,11 +8,12 @@
 Samples come from the config's own data set; where that is not on disk, a synthetic city in its place will do
 (tools/create_data.py synthetic_city --root-path data/city_full --scenes 1 --keyframes 2 --image-size 1600x900).
 
-Stages are the direct children of the model; "other" is what the model does outside of them. The time of a stage in the
-backward pass is that from the arrival of the gradients of its outputs to the next such arrival, with the parts that
-activation checkpointing computes again. Whole steps are timed first, without the probes. FLOPs: two for each
-multiply-add of a forward pass, of convolutions, matrix products, attention, sparse convolution and frustum pooling.
-Kept memory: the tensors that a stage saves for the backward pass.
+Stages are the direct children of the model and the methods that its class names in `stage_methods`; "other" is what the
+model does outside of them. A model that remembers earlier frames sees each place of the batch as one long drive. The
+time of a stage in the backward pass is that from the arrival of the gradients of its outputs to the next such arrival,
+with the parts that activation checkpointing computes again. Whole steps are timed first, without the probes. FLOPs: two
+for each multiply-add of a forward pass, of convolutions, matrix products, attention, sparse convolution and frustum
+pooling. Kept memory: the tensors that a stage saves for the backward pass.
 """
 
 import argparse
@@ -90,14 +91,17 @@ class Probe:
 
     def __init__(self, model, device):
         self.device = device
+        self.model = model
         self.stages = {
             name: child
             for name, child in model.named_children()
             if name != 'data_preprocessor' and (any(True for _ in child.parameters()) or name != 'loss_occ')
         }
-        self.forward_seconds = dict.fromkeys(self.stages, 0.0)
-        self.backward_seconds = dict.fromkeys(self.stages, 0.0)
-        self.kept_bytes = dict.fromkeys(self.stages, 0)
+        self.methods = tuple(getattr(model, 'stage_methods', ()))
+        names = [*self.stages, *self.methods]
+        self.forward_seconds = dict.fromkeys(names, 0.0)
+        self.backward_seconds = dict.fromkeys(names, 0.0)
+        self.kept_bytes = dict.fromkeys(names, 0)
         self._running, self._arrivals, self._in_forward = [], [], True
         self._counted = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -117,12 +121,27 @@ class Probe:
         for name, stage in self.stages.items():
             self._handles.append(stage.register_forward_pre_hook(self._enter_hook(name)))
             self._handles.append(stage.register_forward_hook(self._leave_hook(name)))
+        for name in self.methods:
+            setattr(self.model, name, self._timed(name, getattr(self.model, name)))
         return self
 
     def __exit__(self, *error):
         self._saving.__exit__(*error)
         for handle in self._handles:
             handle.remove()
+        for name in self.methods:
+            delattr(self.model, name)  # the class's own is behind it
+
+    def _timed(self, name, method):
+        enter, leave = self._enter_hook(name), self._leave_hook(name)
+
+        def timed(*args, **kwargs):
+            enter()
+            result = method(*args, **kwargs)
+            leave(None, None, result)
+            return result
+
+        return timed
 
     def _keep(self, tensor):
         storage = tensor.untyped_storage()
@@ -227,6 +246,13 @@ class Benchmark:
         rows = [[samples[(i * batch + j) % len(samples)] for j in range(batch)] for i in range(count)]
         return [self.model.data_preprocessor(pseudo_collate(row), training) for row in rows]
 
+    def drive_on(self, batch, start):
+        """Put the frames of a batch behind those of the batch before: place i is a frame of drive i."""
+        for place, sample in enumerate(batch['data_samples']):
+            if 'sequence_group_idx' in sample.metainfo:
+                sample.set_metainfo(dict(sequence_group_idx=place, start_of_sequence=start, end_of_sequence=False))
+                sample.pop('prev_token', None)
+
     def clock(self):
         import torch
 
@@ -247,6 +273,7 @@ class Benchmark:
         memory.forget_peak()
 
         def step(batch, probe=None):
+            self.drive_on(batch, start=not losses)
             start = self.clock()
             with optim.optim_context(model):
                 terms = model(**batch, mode='loss')
@@ -289,7 +316,9 @@ class Benchmark:
         memory.forget_peak()
         with torch.no_grad(), context:
             for number in range(self.args.warmup + self.args.steps):
-                batch, start = batches[number % len(batches)], self.clock()
+                batch = batches[number % len(batches)]
+                self.drive_on(batch, start=number == 0)
+                start = self.clock()
                 model(**batch, mode='predict')
                 if number >= self.args.warmup:
                     seconds.append(self.clock() - start)
@@ -304,6 +333,7 @@ class Benchmark:
     def flops(self, batches):
         """FLOPs of one forward pass of the first batch, by stage."""
         self.model.eval()
+        self.drive_on(batches[0], start=True)
         counts = count_flops(lambda: self.model(**batches[0], mode='predict'))
         whole = counts.get('Global', 0)
         root = type(self.model).__name__
@@ -313,8 +343,9 @@ class Benchmark:
 
     def stages(self, probe, forward, backward):
         rows = {}
-        for name, stage in probe.stages.items():
-            parameters = sum(parameter.numel() for parameter in stage.parameters())
+        for name in probe.forward_seconds:
+            stage = probe.stages.get(name)
+            parameters = 0 if stage is None else sum(parameter.numel() for parameter in stage.parameters())
             if not (parameters or probe.forward_seconds[name]):
                 continue
             rows[name] = dict(

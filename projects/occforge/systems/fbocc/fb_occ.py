@@ -83,6 +83,9 @@ class FBOCC(Base3DDetector):
     where the frame stands in its sequence. Volumes are (B, C, Y, X, Z) here: the published kernels have that order.
     """
 
+    #: timed by tools/benchmarks/model.py beside the modules
+    stage_methods = ('fuse_history',)
+
     def __init__(
         self,
         forward_projection,
