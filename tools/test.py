@@ -4,7 +4,7 @@
 tools/test.py CONFIG CKPT --work-dir D
 tools/test.py CONFIG CKPT --out results.json       metrics as JSON (default: results.json in the work dir)
 tools/test.py CONFIG CKPT --out predictions/       predictions, one <token>.npz a sample (Occ3D's submission form)
-tools/test.py CONFIG CKPT --show-dir pictures      one PNG a sample
+tools/test.py CONFIG CKPT --show-dir pictures      one PNG a sample (models that render: what their cameras see, too)
 tools/dist_test.sh CONFIG CKPT 2
 """
 
@@ -50,6 +50,8 @@ def main() -> None:
             hooks.append(dict(type='ResultFilesHook', **{'out_file' if is_file else 'dump_dir': args.out}))
         if args.show_dir is not None:
             hooks.append(dict(type='OccupancyVisHook', out_dir=args.show_dir, max_samples=args.show_samples))
+            if cfg.model.get('nerf_head') or cfg.model.get('detector', {}).get('nerf_head'):
+                hooks.append(dict(type='RenderedViewsHook', out_dir=args.show_dir, max_samples=args.show_samples))
         cfg.custom_hooks = hooks
         runner = _cli.build_runner(cfg)
         _cli.run(runner.test, cfg)

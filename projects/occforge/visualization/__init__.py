@@ -60,5 +60,6 @@ __all__ = [
 
 if find_spec('mmengine') is not None:
     from .hooks import OccupancyVisHook
+    from .rendering import RenderedViewsHook
 
-    __all__ += ['OccupancyVisHook']
+    __all__ += ['OccupancyVisHook', 'RenderedViewsHook']

@@ -94,6 +94,8 @@ class RenderOcc(StereoVolumeDetector):
         self.test_threshold, self.decode = test_threshold, decode
         self.initial_opacity, self.free_prior, self.final_softplus = initial_opacity, free_prior, final_softplus
         self.label_ratio = label_ratio
+        #: add ``pred_volume`` (``density`` (X, Y, Z), ``semantic`` (X, Y, Z, 17)) to predictions, for pictures
+        self.keep_volumes = False
         self.nerf_head = None if nerf_head is None else MODELS.build(nerf_head)
         weight = self._semantic_weight() if balance_cls_weight else None
         self.semantic_loss = nn.CrossEntropyLoss(weight=weight)  # holds the published buffer
@@ -198,9 +200,11 @@ class RenderOcc(StereoVolumeDetector):
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
-        semantics = self.semantics(*self._forward(batch_inputs_dict, batch_data_samples))
-        for own, sample in zip(semantics, batch_data_samples):
+        density, semantic = self._forward(batch_inputs_dict, batch_data_samples)
+        for i, (own, sample) in enumerate(zip(self.semantics(density, semantic), batch_data_samples)):
             sample.pred_occ = BaseDataElement(semantics=own)
+            if self.keep_volumes:
+                sample.pred_volume = BaseDataElement(density=density[i, ..., 0], semantic=semantic[i])
         return batch_data_samples
 
     def semantics(self, density, semantic):

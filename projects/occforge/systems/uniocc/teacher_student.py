@@ -192,16 +192,17 @@ class UniOccTeacherStudent(Base3DDetector):
         )
 
     @property
-    def _tested(self):
+    def tested(self):
+        """The detector whose predictions are tested."""
         return self.teacher if self.predict_with == 'teacher' else self.student
 
     def extract_feat(self, batch_inputs_dict, batch_data_samples=None):
         """Features of the detector that is tested; see ``StereoVolumeDetector.extract_feat``."""
-        return self._tested.extract_feat(batch_inputs_dict, batch_data_samples)
+        return self.tested.extract_feat(batch_inputs_dict, batch_data_samples)
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
-        return self._tested.predict(batch_inputs_dict, batch_data_samples)
+        return self.tested.predict(batch_inputs_dict, batch_data_samples)
 
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
-        return self._tested._forward(batch_inputs_dict, batch_data_samples)
+        return self.tested._forward(batch_inputs_dict, batch_data_samples)
