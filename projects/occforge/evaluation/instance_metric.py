@@ -109,7 +109,7 @@ class UnifiedSegMetric(BaseMetric):
         stuff_class_inds, thing_class_inds: semantic classes without and with instances; labels of instances count the
             latter.
         sem_mapping, inst_mapping, id_offset, min_num_points: accepted as in the published configs.
-        metric_meta: ``classes``: names of the semantic classes; ``dataset_name`` for the log.
+        metric_meta: ``classes``: names of the semantic classes, default the data set's; ``dataset_name`` for the log.
         eval_mode: 'cat_agnostic': one class of objects; 'multi_class'; 'auto': the former where no label of any
             scene is above 0.
         cov_score_thr: predictions with a lower score do not count for coverage and recall.
@@ -147,9 +147,7 @@ class UnifiedSegMetric(BaseMetric):
             )
         if submission_prefix is not None:
             raise ConfigError('UnifiedSegMetric.submission_prefix is not supported, expected None')
-        self.names = list((metric_meta or {}).get('classes') or [])
-        if not self.names:
-            raise ConfigError('UnifiedSegMetric.metric_meta needs the names of the semantic classes (classes)')
+        self._names = (metric_meta or {}).get('classes')
         self.stuff = len(stuff_class_inds)
         if list(stuff_class_inds) != list(range(self.stuff)):
             raise ConfigError(f'UnifiedSegMetric.stuff_class_inds: the first classes are expected, {stuff_class_inds}')
@@ -157,7 +155,15 @@ class UnifiedSegMetric(BaseMetric):
         self.options = dict(min_region_sizes=np.array([min_region_size]))
         self.min_points = min_region_size
         self.show_classes = show_classes
-        self.groups = {name: self._numbers(name, group) for name, group in (class_groups or {}).items()}
+        self.class_groups = dict(class_groups or {})
+
+    @property
+    def names(self) -> list[str]:
+        """Of the semantic classes: as given, or those of the data set."""
+        names = self._names or (self.dataset_meta or {}).get('classes')
+        if not names:
+            raise ConfigError('UnifiedSegMetric.metric_meta: the names of the semantic classes are missing (classes)')
+        return list(names)
 
     def _numbers(self, group: str, classes) -> list[int]:
         unknown = [each for each in classes if isinstance(each, str) and each not in self.names]
@@ -219,7 +225,8 @@ class UnifiedSegMetric(BaseMetric):
         metrics.update(coverage_means(coverage))
         metrics['miou'] = mean_iou(confusion)
         if not agnostic:
-            for group, numbers in self.groups.items():
+            for group, listed in self.class_groups.items():
+                numbers = self._numbers(group, listed)
                 own = [averages['classes'][self.names[i]] for i in numbers if i >= self.stuff]
                 for name, key in (('all_ap', 'ap'), ('all_ap_50%', 'ap50%'), ('all_ap_25%', 'ap25%')):
                     values = np.array([each[key] for each in own])

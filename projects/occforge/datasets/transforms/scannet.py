@@ -493,6 +493,19 @@ def read_image(path) -> np.ndarray:
         raise DataError(f'{path}: image cannot be read: {error}') from error
 
 
+@TRANSFORMS.register_module()
+class LoadFrameImage(BaseTransform):
+    """Reads ``img_path`` (or each of ``img_paths``): ``img`` (3, H, W) uint8 RGB, with frames in front where
+    several."""
+
+    def transform(self, results: dict) -> dict:
+        if 'img_paths' in results:
+            results['img'] = np.stack([read_image(path) for path in results['img_paths']])
+        else:
+            results['img'] = read_image(results['img_path'])
+        return results
+
+
 def project(xyz: np.ndarray, pose: np.ndarray, intrinsics, size=(640, 480)) -> np.ndarray:
     """Pixels (P, 2) float32 of world points, NaN where they are outside of the image or behind the camera.
 

@@ -22,6 +22,7 @@ from .esam import (
     ScanNet200MixFormer3D_Online,
     ScanNet200MixFormer3D_Stream,
 )
+from .hooks import FusionStatisticsHook
 from .memory import MultilevelMemory
 from .merging import MergeHead, OnlineMerge
 from .pooling import GeoAwarePooling
@@ -35,6 +36,7 @@ __all__ = [
     'BiFusionSegOnline',
     'ClipConv1',
     'Det3DDataPreprocessor_',
+    'FusionStatisticsHook',
     'GeoAwarePooling',
     'MaskBCECost',
     'MaskDiceCost',

@@ -1,0 +1,2 @@
+# The name that the document's table also gives.
+_base_ = ['./ESAM_online_3dtsa_scannet.py']
