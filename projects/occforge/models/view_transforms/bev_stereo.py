@@ -175,46 +175,64 @@ class LSSViewTransformerBEVStereo(LSSViewTransformer):
         if pair.previous is None:
             return current.new_zeros(len(current), self.num_bins, height, width)
         with torch.autocast(current.device.type, enabled=False):
-            grid = self._previous_pixels(pair.current2previous, intrins, post_rots, post_trans, height, width)
-            grid = grid.flatten(0, 1).flatten(1, 2)  # (B*N, D*h, w, 2)
-            previous = pair.previous.float()
-            cost, seen = 0.0, None
-            # a few channels at a time: all of them for all depths would take gigabytes
-            for ours, theirs in zip(current.split(4, dim=1), previous.split(4, dim=1)):
-                warped = F.grid_sample(theirs, grid, 'bilinear', 'zeros', align_corners=True)
-                warped = warped.unflatten(2, (self.num_bins, height))
-                cost = cost + (ours[:, :, None] - warped).abs().sum(dim=1)
-                seen = warped[:, 0] != 0
-            if self.bias:
-                cost = torch.where(seen, cost, cost + self.bias)
-            return (-cost).softmax(dim=1)
+            projection = self.stereo_projection(pair.current2previous, intrins, post_rots, post_trans)
+            grid = self.previous_pixels(*(part.float().flatten(0, 1) for part in projection), height, width)
+            return self.match(current, pair.previous.float(), grid)
 
-    def _previous_pixels(self, current2previous, intrins, post_rots, post_trans, height, width):
-        """Where the frustum's points stand in the frame before, (B, N, D, h, w, 2) float32 in grid_sample's units."""
+    def stereo_projection(self, current2previous, intrins, post_rots, post_trans):
+        """How a pixel at a depth gets into the frame before, what ``previous_pixels`` takes; (B, N, ...) float64."""
+        motion, intrins, rots, trans = (value.double() for value in (current2previous, intrins, post_rots, post_trans))
+        image2camera = inverse_3x3(intrins) @ inverse_3x3(rots)
+        # (u, v, 1) minus the augmentation's shift (of u and v alone), as a matrix
+        unshift = torch.eye(3, dtype=torch.float64, device=trans.device).repeat(*trans.shape[:2], 1, 1)
+        unshift[..., :2, 2] = -trans[..., :2]
+        matrix = intrins @ motion[..., :3, :3] @ image2camera @ unshift
+        shift = (intrins @ motion[..., :3, 3:]).squeeze(-1)
+        return matrix, shift, rots[..., :2, :2], trans[..., :2]
+
+    def previous_pixels(self, matrix, shift, rots, trans, height, width):
+        """Where the frustum's points stand in the frame before, in grid_sample's units.
+
+        Args:
+            matrix (M, 3, 3), shift (M, 3): depth (u, v, 1) -> the other image's (x, y, z) before augmentation.
+            rots (M, 2, 2), trans (M, 2): its augmentation.
+            height, width: of the stereo features.
+
+        Returns:
+            (M, D * height, width, 2).
+        """
         full_height, full_width = self.input_size
-        like = dict(dtype=torch.float64, device=self.frustum.device)
         v, u = torch.meshgrid(
-            torch.linspace(0, full_height - 1, height, **like),
-            torch.linspace(0, full_width - 1, width, **like),
+            torch.linspace(0, full_height - 1, height, dtype=matrix.dtype, device=matrix.device),
+            torch.linspace(0, full_width - 1, width, dtype=matrix.dtype, device=matrix.device),
             indexing='ij',
         )
         pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).view(-1, 3)
-        motion, intrins, rots, trans = (value.double() for value in (current2previous, intrins, post_rots, post_trans))
-        shift = torch.cat([trans[..., :2], torch.zeros_like(trans[..., 2:])], dim=-1)[..., None, :]
-        image2camera = inverse_3x3(intrins) @ inverse_3x3(rots)
-        directions = (pixels - shift) @ (motion[..., :3, :3] @ image2camera).transpose(-1, -2)  # (B, N, h*w, 3)
-        depth = self.frustum[:, 0, 0, 2].double()
-        points = depth[:, None, None] * directions[:, :, None] + motion[..., None, None, :3, 3]  # (B, N, D, h*w, 3)
-        image = points @ intrins.transpose(-1, -2)[:, :, None]
+        rays = pixels @ matrix.transpose(-1, -2)  # (M, h*w, 3)
+        depth = self.frustum[:, 0, 0, 2].to(rays)
+        image = depth[:, None, None] * rays[:, None] + shift[:, None, None]  # (M, D, h*w, 3)
         z = image[..., 2:]
         in_front = z >= 1e-3
-        uv = image[..., :2] / torch.where(in_front, z, 1.0)
-        uv = uv @ rots[..., :2, :2].transpose(-1, -2)[:, :, None] + trans[..., None, None, :2]
-        uv = torch.where(in_front, uv, -2.0)
+        uv = image[..., :2] / torch.where(in_front, z, torch.ones_like(z))
+        uv = uv @ rots.transpose(-1, -2)[:, None] + trans[:, None, None]
         # as the reference: the feature map's pixels times 4 are taken for the image's
-        extent = torch.tensor([_STEREO_STRIDE * width - 1.0, _STEREO_STRIDE * height - 1.0], **like)
-        grid = torch.where(in_front, uv / extent * 2 - 1, -2.0)
-        return grid.float().unflatten(3, (height, width))
+        extent = uv.new_tensor([_STEREO_STRIDE * width - 1.0, _STEREO_STRIDE * height - 1.0])
+        grid = torch.where(in_front, uv / extent * 2 - 1, torch.full_like(uv, -2.0))
+        return grid.reshape(len(matrix), -1, width, 2)
+
+    def match(self, current, previous, grid):
+        """Likelihoods of the depths (M, D, h, w) from features (M, C, h, w) of two frames and ``previous_pixels``."""
+        height = current.shape[2]
+        cost, seen = 0.0, None
+        # a few channels at a time: all of them for all depths would take gigabytes
+        for ours, theirs in zip(current.split(4, dim=1), previous.split(4, dim=1)):
+            warped = F.grid_sample(theirs, grid, 'bilinear', 'zeros', align_corners=True)
+            warped = warped.unflatten(2, (self.num_bins, height))
+            cost = cost + (ours[:, :, None] - warped).abs().sum(dim=1)
+            seen = warped[:, 0] != 0
+        if self.bias:
+            cost = torch.where(seen, cost, cost + self.bias)
+        return (-cost).softmax(dim=1)
 
     def get_depth_loss(self, sparse_depth, depth):
         """Weighted loss of the distribution ``depth`` (B*N, D, h, w) against measured depths (B, N, H, W) or

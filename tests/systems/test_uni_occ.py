@@ -482,7 +482,7 @@ import gc, sys
 sys.path.insert(0, {tests!r})
 import occforge, torch
 from occforge.engine.memory import resident_memory
-from test_uniocc import build, tiny_batch, total
+from test_uni_occ import build, tiny_batch, total
 torch.set_num_threads(1)
 model = build().train()
 optimizer = torch.optim.SGD(model.parameters(), 1e-4)
