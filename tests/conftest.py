@@ -1,8 +1,11 @@
 """Imported before any test module: makes mmdet3d importable on the mmcv-lite lane and registers our modules."""
 
+import cv2
 import occforge  # noqa: F401
 import pytest
 from mmengine.registry import DefaultScope
+
+cv2.setNumThreads(1)  # workers forked after OpenCV has started threads of its own wait for them for ever
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ import argparse
 import os
 import sys
 
+import _cli
 from create_img_seg import positive
 
 
@@ -73,6 +74,7 @@ def check_maps(args, root) -> int:
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 
+import _cli
 from create_img_seg import positive
 
 
@@ -53,6 +54,7 @@ def read_grid(path):
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    _cli.use_this_checkout()
     import numpy as np
     from occforge.errors import cli_errors
 

@@ -12,12 +12,19 @@ table is printed as Markdown and written to <work-dir>/temporal.md and temporal.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from ablation import named_configs
-from demo import TOOLS, config_overrides, has_fast_bfloat16, make_city, train_and_test
+from demo import (
+    TOOLS,
+    add_common_arguments,
+    check_common_arguments,
+    config_overrides,
+    has_fast_bfloat16,
+    make_city,
+    train_and_test,
+)
 from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
 from transfer_study import compare, markdown
 
@@ -35,24 +42,12 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: single frame, four frames')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='of the trainings (default: 0 1 2)')
-    parser.add_argument('--data-root', default='data/synthetic_city_drives', help='the city (default: %(default)s)')
-    parser.add_argument('--work-dir', default='work_dirs/temporal', help='(default: %(default)s)')
-    parser.add_argument('--scenes', type=int, default=40, help='of the city (default: %(default)s)')
-    parser.add_argument('--keyframes', type=int, default=8, help='per scene (default: %(default)s)')
-    parser.add_argument('--image-size', default='512x288', metavar='WxH', help='of its images (default: %(default)s)')
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=min(os.cpu_count() or 1, 8), help='processes (default: cores)')
-    parser.add_argument('--fresh', action='store_true', help='delete what an earlier run left in --work-dir')
-    parser.add_argument('--no-amp', action='store_true', help='train in float32 even where bfloat16 is faster')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='passed on to all trainings')
+    add_common_arguments(parser, 'work_dirs/temporal', seeds=(0, 1, 2))
+    parser.set_defaults(data_root='data/synthetic_city_drives', keyframes=8)
     args = parser.parse_args(argv)
-    if min(args.scenes, args.keyframes, args.workers) < 1 or len(set(args.seeds)) != len(args.seeds):
-        parser.error('--scenes, --keyframes and --workers must be 1 or more, --seeds all different')
     args.configs = named_configs(parser, args.configs, CONFIGS)
-    for path in args.configs.values():
-        if not path.is_file():
-            parser.error(f'{path}: no such config file')
+    check_common_arguments(parser, args, *args.configs.values())
     return args
 
 

@@ -5,7 +5,9 @@
     tools/benchmarks/model.py configs/fusion_occ/fusion_occ.py --data-root data/city_full --precision fp32 bf16
     tools/benchmarks/model.py CONFIG --mode train --precision bf16 --steps 200      200 steps: is any loss not finite?
 
-Samples come from the config's own data set; where that is not on disk, a synthetic city in its place will do
+Samples come from the config's own data set; where that is not on disk, --random makes some of noise at nuScenes' size
+(times are those of real ones, except where a layer's work depends on the content: sparse convolutions), or a synthetic
+city in its place will do
 (tools/create_data.py synthetic_city --root-path data/city_full --scenes 1 --keyframes 2 --image-size 1600x900).
 
 Stages are the direct children of the model and the methods that its class names in `stage_methods`; "other" is what the
@@ -43,6 +45,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('--data-root', help="of the samples, in place of the config's")
+    parser.add_argument('--random', action='store_true', help='samples of noise: needs no data set')
     parser.add_argument('--mode', choices=('train', 'test', 'both'), default='both')
     parser.add_argument('--precision', nargs='+', choices=PRECISIONS, help='default: fp32, on a GPU also bf16 and fp16')
     parser.add_argument('--batch', type=positive, help='samples a step (default: as the config says)')
@@ -226,6 +229,17 @@ def load_samples(dataset, number):
     return samples, {name: sum(values) / number for name, values in seconds.items()}
 
 
+def random_samples(cfg, samples):
+    """Let a config read samples of noise; returns the temporary folder that holds them."""
+    import tempfile
+
+    from occforge.datasets.random_samples import use_random_samples
+
+    folder = tempfile.TemporaryDirectory(prefix='occforge_')
+    use_random_samples(cfg, folder.name, samples=samples)
+    return folder
+
+
 def summary(values):
     return dict(median=statistics.median(values), fastest=min(values), slowest=max(values), runs=len(values))
 
@@ -403,6 +417,7 @@ def main(argv=None):
             raise ConfigError('--precision fp16 needs a GPU; the CPU has fp32 and bf16')
         overrides = [*args.cfg_options, *([f'data_root={args.data_root}'] if args.data_root else [])]
         cfg = load_config(args.config, overrides)
+        noise = random_samples(cfg, args.samples) if args.random else None  # its folder lives as long as this name
         DefaultScope.get_instance('benchmark', scope_name=cfg.get('default_scope', 'mmdet3d'))
         benchmark = Benchmark(cfg, args, device)
         document = dict(
@@ -413,6 +428,7 @@ def main(argv=None):
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             compiled_operators=has_extension(),
+            samples='random' if args.random else 'of the data set',
             parameters=sum(parameter.numel() for parameter in benchmark.model.parameters()),
         )
         print(', '.join(f'{name} {value}' for name, value in document.items()))
@@ -437,6 +453,8 @@ def main(argv=None):
         if args.out:
             args.out.write_text(json.dumps(document, indent=1) + '\n')
             print(f'\nwritten to {args.out}')
+        if noise is not None:
+            noise.cleanup()
 
 
 if __name__ == '__main__':

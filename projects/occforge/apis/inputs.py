@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from mmdet3d.registry import DATASETS
 
-from occforge.datasets.info_files import invert_pose, save_infos
+from occforge.datasets.info_files import save_infos
+from occforge.datasets.preparation.custom_rig import complete_frame
 from occforge.errors import ConfigError, DataError
 
 METAINFO = dict(dataset='nuscenes', info_version='1.1', version='arrays', categories={})
@@ -123,15 +124,7 @@ class ArrayFolder:
         self.added += 1
         token = str(frame.get('token', f'frame{number:06d}'))
         where = f'frame {token!r}'
-        pose = _matrix(frame.get('ego2global', np.eye(4)), (4, 4), f'{where}: ego2global')
-        item = {key: value for key, value in frame.items() if key not in ('images', 'lidar_points')}
-        item.update(token=token, sample_idx=len(self.frames), timestamp=float(frame.get('timestamp', 0.5 * number)))
-        item.update(ego2global=pose.tolist(), scene_token=str(frame.get('scene_token', f'scene of {token}')))
-        item.setdefault('scene_name', item['scene_token'])
-        item.setdefault('instances', [])
-        item.setdefault('lidar_sweeps', [])
         lidar = dict(frame.get('lidar_points') or {})
-        lidar2ego = _matrix(lidar.get('lidar2ego', np.eye(4)), (4, 4), f'{where}: lidar_points.lidar2ego')
         if 'points' in lidar:
             points = np.ascontiguousarray(lidar.pop('points'), np.float32)
             if points.ndim != 2 or points.shape[1] < 3:
@@ -139,17 +132,17 @@ class ArrayFolder:
             path = os.path.join(self.root, f'{number:06d}.bin')
             points.tofile(path)
             lidar.update(lidar_path=path, num_pts_feats=points.shape[1])
-        item['lidar_points'] = dict(lidar, lidar2ego=lidar2ego.tolist())
-        item['images'] = {
-            name: self._camera(dict(camera), f'{where}: images.{name}', f'{number:06d}_{name}', pose, lidar2ego)
+        images = {
+            name: self._camera(dict(camera), f'{where}: images.{name}', f'{number:06d}_{name}')
             for name, camera in (frame.get('images') or {}).items()
         }
+        item = complete_frame({**frame, 'token': token, 'images': images, 'lidar_points': lidar}, number)
         self.frames.append(item)
         for place, other in enumerate(self.frames):
             other['sample_idx'] = place
         return token
 
-    def _camera(self, camera, where, file_name, pose, lidar2ego) -> dict:
+    def _camera(self, camera, where, file_name) -> dict:
         if 'img' in camera:
             image = np.asarray(camera.pop('img'))
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -160,27 +153,13 @@ class ArrayFolder:
             camera.update(img_path=path, height=image.shape[0], width=image.shape[1])
         if not camera.get('img_path'):
             raise DataError(f'{where}: neither img nor img_path')
-        for key, shape in (('cam2img', (3, 3)), ('cam2ego', (4, 4))):
-            if key not in camera:
-                raise DataError(f'{where}.{key} is missing')
-            camera[key] = _matrix(camera[key], shape, f'{where}.{key}').tolist()
-        own = _matrix(camera.get('ego2global', pose), (4, 4), f'{where}.ego2global')
-        lidar2cam = invert_pose(own @ camera['cam2ego']) @ pose @ lidar2ego
-        camera.setdefault('lidar2cam', lidar2cam.tolist())
-        return dict(camera, ego2global=own.tolist(), img_path=os.path.abspath(camera['img_path']))
+        return dict(camera, img_path=os.path.abspath(camera['img_path']))
 
     def dataset(self, config: Mapping):
         """The config's data set over the frames."""
         path = os.path.join(self.root, 'arrays_infos.pkl')
         save_infos(path, METAINFO, self.frames)
         return build_dataset(config, False, ann_file=path, data_root=self.root)
-
-
-def _matrix(value, shape, where: str) -> np.ndarray:
-    matrix = np.asarray(value, np.float64)
-    if matrix.shape != shape or not np.isfinite(matrix).all():
-        raise DataError(f'{where}: expected {shape} finite numbers, found shape {matrix.shape}')
-    return matrix
 
 
 def as_list(inputs) -> list:
