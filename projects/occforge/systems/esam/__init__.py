@@ -28,6 +28,7 @@ from .merging import MergeHead, OnlineMerge
 from .pooling import GeoAwarePooling
 from .query_decoder import ScanNetMixQueryDecoder
 from .res16unet import Res16UNet34C
+from .stream import FrameResult, OnlineSegmentor, SceneResult
 from .tiny_sa import TinySA2D, TinySAModule, TinySANeck
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     'BiFusionSegOnline',
     'ClipConv1',
     'Det3DDataPreprocessor_',
+    'FrameResult',
     'FusionStatisticsHook',
     'GeoAwarePooling',
     'MaskBCECost',
@@ -44,6 +46,7 @@ __all__ = [
     'MixedInstanceCriterion',
     'MultilevelMemory',
     'OnlineMerge',
+    'OnlineSegmentor',
     'QueryClassificationCost',
     'Res16UNet34C',
     'ScanNet200MixFormer3D',
@@ -55,6 +58,7 @@ __all__ = [
     'ScanNetMixQueryDecoder',
     'ScanNetMixedCriterion',
     'ScanNetSemanticCriterion',
+    'SceneResult',
     'SparseMatcher',
     'TinySA2D',
     'TinySAModule',

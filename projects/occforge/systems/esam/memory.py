@@ -27,6 +27,20 @@ class LevelState:
     time: Tensor
     count: int
 
+    def __post_init__(self):
+        self._boxed()
+
+    def _boxed(self) -> None:
+        """All rows in use become one block."""
+        self.starts, self.boxes = [0, self.count], _box(self.coords[: self.count])[None]
+
+    def near(self, low: Tensor, high: Tensor) -> Tensor:
+        """Rows of the blocks that reach into the box from ``low`` to ``high``, both (3,). A block is what one frame has
+        added, so a search costs what lies near, however long the scene has grown."""
+        reach = ((self.boxes[:, :3] <= high) & (self.boxes[:, 3:] >= low)).all(1).nonzero().flatten().tolist()
+        rows = [torch.arange(self.starts[i], self.starts[i + 1], device=self.coords.device) for i in reach]
+        return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=self.coords.device)
+
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinates, features and times in use."""
         return self.coords[: self.count], self.features[: self.count], self.time[: self.count]
@@ -34,6 +48,9 @@ class LevelState:
     def append(self, coords: Tensor, features: Tensor, time: int) -> None:
         """New voxels; in place (with room to grow) where no gradient is wanted."""
         total = self.count + len(coords)
+        if len(coords):
+            self.starts.append(total)
+            self.boxes = torch.cat([self.boxes, _box(coords)[None]])
         if torch.is_grad_enabled():
             old = self.rows()
             self.coords = torch.cat([old[0], coords])
@@ -67,6 +84,14 @@ class LevelState:
         rows = wanted.nonzero().flatten()
         self.coords, self.features, self.time = (values[rows] for values in self.rows())
         self.count = len(rows)
+        self._boxed()
+
+
+def _box(coords: Tensor) -> Tensor:
+    """(V, 4) -> (6,) lowest and highest x, y, z."""
+    if len(coords) == 0:
+        return coords.new_zeros(6)
+    return torch.cat([coords[:, 1:].amin(0), coords[:, 1:].amax(0)])
 
 
 @MODELS.register_module()
@@ -144,7 +169,7 @@ class MultilevelMemory(BaseModule):
             features = x.features if torch.is_grad_enabled() else x.features.clone()
             self.states[level] = LevelState(x.coords, features, time, len(x.coords))
             return x
-        near = self._near(state.rows()[0], x)  # rows of the memory inside the enlarged box
+        near = self._near(state, x)  # rows of the memory inside the enlarged box
         known, row = _find(state.coords[near], x)
         state.raise_to(near[row[known]], x.features[known], self.frame)
         fresh = (~known).nonzero().flatten()
@@ -173,18 +198,20 @@ class MultilevelMemory(BaseModule):
         joined = [self.conv_d1[level](x).features, self.conv_d3[level](x).features, mean[sample]]
         return self.conv_convert[level](x.replace_feature(torch.cat(joined, 1))).features
 
-    def _near(self, coords: Tensor, x: SparseTensor) -> Tensor:
-        """Rows of ``coords`` in the box of x's voxels of the same sample, enlarged."""
-        inside = torch.zeros(len(coords), dtype=torch.bool, device=coords.device)
+    def _near(self, state: LevelState, x: SparseTensor) -> Tensor:
+        """Rows of the memory in the box of x's voxels of the same sample, enlarged."""
+        found = []
         for sample in range(x.batch_size):
             own = x.coords[x.coords[:, 0] == sample, 1:]
             if len(own) == 0:
                 continue
             low, high = own.amin(0), own.amax(0)
             margin = (high - low) * ((self.scale - 1) / 2)
+            rows = state.near(low - margin, high + margin)
+            coords = state.coords[rows]
             within = ((coords[:, 1:] >= low - margin) & (coords[:, 1:] <= high + margin)).all(1)
-            inside |= within & (coords[:, 0] == sample)
-        return inside.nonzero().flatten()
+            found.append(rows[within & (coords[:, 0] == sample)])
+        return torch.cat(found) if found else state.coords.new_zeros(0, dtype=torch.int64)
 
 
 def _find(coords: Tensor, x: SparseTensor) -> tuple[Tensor, Tensor]:
