@@ -507,5 +507,7 @@ def test_wrong_classes_are_one_clear_error(world, classes, class_map, message):
 def test_occ3ds_own_classes_need_no_map(world):
     assert occ3d.label_map(occ3d.CLASS_NAMES) is None and dataset(world).label_map is None
     # the same names in another order
+    ignoring = occ3d.label_map(occ3d.CLASS_NAMES, dict(others=None, trailer='truck'))
+    assert ignoring[:18].tolist() == [255, *range(1, 9), 10, *range(10, 18)]
     shuffled = [*reversed(occ3d.CLASS_NAMES[:17]), 'free']
     assert occ3d.label_map(shuffled)[:18].tolist() == [*range(16, -1, -1), 17]

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ CLASSES = ('a', 'b')
 @pytest.fixture(scope='module')
 def file(tmp_path_factory):
     """Weights of the toy model but for its head, which has another shape, and one tensor more."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / 'engine'))
     from toy import ToyModel
 
     state = ToyModel().state_dict()

@@ -87,7 +87,8 @@ def label_map(classes, class_map=None) -> np.ndarray | None:
         (256,) uint8, Occ3D's number -> number in ``classes``; 255 stays. None where the classes are Occ3D's own.
 
     Raises:
-        ConfigError: a class of Occ3D has no place, one of ``classes`` gets nothing, an unknown name, "free" not last.
+        ConfigError: a class of Occ3D has no place, one of ``classes`` that Occ3D does not know gets nothing, an unknown
+            name, "free" not last.
     """
     classes, class_map = tuple(classes), dict(class_map or {})
     if classes == CLASS_NAMES and not class_map:
@@ -104,7 +105,7 @@ def label_map(classes, class_map=None) -> np.ndarray | None:
     lost = [name for name, place in places.items() if place is not None and place not in classes]
     if lost:
         raise ConfigError(f"class_map does not say what becomes of Occ3D's {', '.join(lost)} (None: ignored)")
-    unfed = [name for name in classes if name not in places.values()]
+    unfed = [name for name in classes if name not in places.values() and name not in CLASS_NAMES]
     if unfed:
         raise ConfigError(f"none of Occ3D's classes becomes {', '.join(unfed)}: name it in class_map")
     table = np.full(256, 255, dtype=np.uint8)
