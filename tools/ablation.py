@@ -3,6 +3,8 @@
 
     tools/ablation.py                         three configs, seeds 0 and 1
     tools/ablation.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
+    tools/ablation.py --study uniocc          visibility mask, rendering, stronger setting, rendering without 3D labels
+    tools/ablation.py --study uniocc-labels --seeds 0 1 2    a tenth of the labels against all, with rendering, teacher
     tools/ablation.py --configs a=configs/x.py b=configs/y.py     any configs
 
 Finished trainings are used again; a killed run goes on where it stopped. The table is printed as Markdown and written
@@ -12,6 +14,7 @@ to <work-dir>/ablation.md and ablation.json.
 import argparse
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -36,15 +39,35 @@ CONFIGS = {
 }
 
 
+UNIOCC = TOOLS.parent / 'configs/uniocc'
+STUDIES = {
+    'fusion': CONFIGS,
+    'uniocc': {
+        '3D labels': UNIOCC / 'uniocc_synthetic_labels_nomask.py',
+        '3D labels, visibility mask': UNIOCC / 'uniocc_synthetic_labels.py',
+        '3D labels, mask, rendering': UNIOCC / 'uniocc_synthetic.py',
+        'stronger setting': UNIOCC / 'uniocc_synthetic_stronger.py',
+        'rendering alone': UNIOCC / 'uniocc_synthetic_rendering.py',
+    },
+    'uniocc-labels': {
+        '10 % of the labels': UNIOCC / 'uniocc_synthetic_10percent.py',
+        '10 %, rendering': UNIOCC / 'uniocc_synthetic_10percent_rendering.py',
+        '10 %, teacher-student': UNIOCC / 'uniocc_synthetic_10percent_teacher.py',
+        'all labels': UNIOCC / 'uniocc_synthetic_labels.py',
+    },
+}
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: fusion, camera only, LiDAR only')
+    parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='instead of those of --study')
+    parser.add_argument('--study', choices=sorted(STUDIES), default='fusion', help='(default: %(default)s)')
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
     add_common_arguments(parser, 'work_dirs/ablation', seeds=(0, 1))
     args = parser.parse_args(argv)
-    configs = named_configs(parser, args.configs, CONFIGS)
+    configs = named_configs(parser, args.configs, STUDIES[args.study])
     check_common_arguments(parser, args, *configs.values())
     args.configs = configs
     return args
@@ -103,7 +126,7 @@ def main(argv=None) -> int:
         make_city(stages, args)
         for seed in args.seeds:
             for name, config in args.configs.items():
-                folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
+                folder = work_dir / f'{re.sub("[^A-Za-z0-9]+", "_", name)}_seed{seed}'
                 overrides = config_overrides(args.data_root, seed, args.cfg_options)
                 results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
                 runs[name].append(read_results(results))

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Write the deployable part of FB-OCC as ONNX, and compare what onnxruntime computes from it with the model.
+"""Write the deployable part of FB-OCC or UniOcc as ONNX, and compare what onnxruntime computes from it with the model.
 
 tools/export_onnx.py configs/fbocc/fbocc-r50-cbgs_depth_16f_16x4_20e_trt.py CKPT --out fbocc.onnx
 tools/export_onnx.py CONFIG CKPT --data --frames 10       compare on the config's test set, not on a made-up drive
 
 Standard operators of opset 20. What follows from calibration and motion is an input, and so is the memory
-(occforge.systems.fbocc.export says which). Needs: pip install -r requirements/export.txt
+(occforge.systems.fbocc.export and occforge.systems.uniocc.export say which). UniOcc's test path renders nothing.
+Needs: pip install -r requirements/export.txt
 """
 
 import logging
@@ -37,6 +38,9 @@ def parse_args(arguments=None):
     return args
 
 
+UNIOCC = ('RenderOcc', 'UniOcc', 'RenderOcc2D', 'BEVStereo4DOCC', 'UniOccTeacherStudent')
+
+
 def build(cfg, checkpoint: str):
     """The config's model with the weights of ``checkpoint``, all of them, on the CPU in evaluation mode."""
     from mmdet3d.registry import MODELS
@@ -45,11 +49,14 @@ def build(cfg, checkpoint: str):
     from occforge.engine.partial_load import load_partially, parse_load_from
     from occforge.errors import ConfigError
 
-    if cfg.model.get('type') != 'FBOCC':
-        raise ConfigError(f'{cfg.filename}: model.type is {cfg.model.get("type")!r}, only FBOCC can be exported')
+    if cfg.model.get('type') not in ('FBOCC', *UNIOCC):
+        raise ConfigError(
+            f'{cfg.filename}: model.type is {cfg.model.get("type")!r}, only FBOCC, {", ".join(UNIOCC)} can be exported'
+        )
     init_default_scope('mmdet3d')
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     load_partially(model, parse_load_from(checkpoint), min_loaded=1.0)
+    model = getattr(model, 'tested', model)  # of teacher and student
     return model.eval()
 
 
@@ -71,7 +78,9 @@ def made_up_frames(model, count: int):
     from pyquaternion import Quaternion
 
     rig = load_rig()
-    height, width = model.forward_projection.input_size
+    view = getattr(model, 'forward_projection', None) or model.img_view_transformer
+    height, width = view.input_size
+    moments = getattr(model, 'num_frames', 1)
     scale = width / rig.image_size[0]
     intrins = torch.stack([torch.tensor(camera.intrinsic, dtype=torch.float32) for camera in rig.cameras])
     sensor2ego = torch.eye(4, dtype=torch.float64).repeat(len(rig.cameras), 1, 1)
@@ -86,17 +95,46 @@ def made_up_frames(model, count: int):
         pose[:2, 3] = torch.tensor([600 + 4.0 * number, 1600 + 0.2 * number])
         sample = Det3DDataSample()
         sample.set_metainfo(dict(cam_names=[camera.name for camera in rig.cameras], ego2global=pose.tolist()))
-        shape = (1, len(rig.cameras), height, width, 3)
+        older = pose.repeat(moments, len(rig.cameras), 1, 1)
+        older[:, :, 0, 3] -= 4.0 * torch.arange(moments)[:, None]  # metres a frame
+        shape = (moments, len(rig.cameras), height, width, 3)
         inputs = dict(
             imgs=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
-            sensor2ego=sensor2ego[None],
-            ego2global=pose.repeat(1, len(rig.cameras), 1, 1),
-            intrins=intrins[None],
-            post_rots=post_rots[None],
-            post_trans=post_trans[None],
+            sensor2ego=sensor2ego.repeat(moments, 1, 1, 1),
+            ego2global=older,
+            intrins=intrins.repeat(moments, 1, 1, 1),
+            post_rots=post_rots.repeat(moments, 1, 1, 1),
+            post_trans=post_trans.repeat(moments, 1, 1),
             bda=torch.eye(3),
         )
         yield inputs, sample
+
+
+def compare_uniocc(model, path: str, frames):
+    """As ``compare``, for UniOcc's detectors: opacities and classes, or probabilities of the baseline."""
+    import onnxruntime
+    import torch
+    from occforge.systems.uniocc.export import DeployableUniOcc
+
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    names = {each.name for each in session.get_inputs()}
+    graph = DeployableUniOcc(model)
+    for inputs, sample in frames:
+        frame = graph.frame_inputs(*batch_of_one(model, inputs, sample))
+        with torch.no_grad():
+            ours = graph(**frame)
+        theirs = session.run(None, {name: value.numpy() for name, value in frame.items() if name in names})
+        a, b = ([each[0].softmax(-1) for each in outputs] for outputs in (ours, map(torch.from_numpy, theirs)))
+        difference = max(float((one - other).abs().max()) for one, other in zip(a, b))
+        yield difference, min(float((x.argmax(-1) == y.argmax(-1)).float().mean()) for x, y in zip(a, b))
+
+
+def batch_of_one(model, inputs, sample):
+    """What the model takes, of a sample as the pipeline packs it."""
+    batch = model.data_preprocessor(
+        dict(inputs={name: [value] for name, value in inputs.items()}, data_samples=[sample])
+    )
+    return batch['inputs'], batch['data_samples']
 
 
 def compare(model, path: str, frames):
@@ -130,19 +168,29 @@ def main() -> int:
     with cli_errors():
         cfg = load_config(args.config, args.cfg_options or ())
         model = build(cfg, args.checkpoint)
-        from occforge.systems.fbocc.export import DeployedStream, export_onnx
+        uniocc = hasattr(model, 'extract_volume')
+        if uniocc:
+            from occforge.systems.uniocc.export import DeployableUniOcc, export_onnx
+        else:
+            from occforge.systems.fbocc.export import DeployedStream, export_onnx
 
         frames = list(
             frames_of_data(cfg, max(args.frames, 1)) if args.data else made_up_frames(model, max(args.frames, 1))
         )
-        export_onnx(model, DeployedStream(model).frame(*frames[0]), args.out, args.opset)
+        if uniocc:
+            first = DeployableUniOcc(model).frame_inputs(*batch_of_one(model, *frames[0]))
+        else:
+            first = DeployedStream(model).frame(*frames[0])
+        export_onnx(model, first, args.out, args.opset)
         print(
             f'{args.out}: opset {args.opset}, {sum(each.numel() for each in model.parameters()) / 1e6:.1f} M parameters'
         )
         wrong = False
         if args.frames:
             print('frame  largest difference of a probability  equal classes')
-            for number, (difference, equal) in enumerate(compare(model, args.out, frames)):
+            for number, (difference, equal) in enumerate(
+                (compare_uniocc if uniocc else compare)(model, args.out, frames)
+            ):
                 print(f'{number:5}  {difference:35.1e}  {equal:13.4%}')
                 wrong |= not difference <= args.tolerance
         if wrong:
