@@ -1,10 +1,11 @@
 """Running trained models: :class:`Inferencer` and the typed results of its predictions."""
 
-from .inferencer import Inferencer, InferenceStream, ModelStream, Prediction
+from .inferencer import FrameStream, Inferencer, InferenceStream, ModelStream, Prediction
 from .results import Boxes, Instances, Map, Occupancy, Result, Scene, Setting, register_result
 
 __all__ = [
     'Boxes',
+    'FrameStream',
     'InferenceStream',
     'Inferencer',
     'Instances',

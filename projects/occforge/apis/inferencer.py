@@ -1,5 +1,6 @@
 """One way to run any trained model on a few samples or frame by frame."""
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from occforge.engine import load_config, load_partially, parse_load_from
 from occforge.errors import ConfigError
 
 from .inputs import ArrayFolder, as_list, build_dataset, find_info_file, index_of
-from .results import FORMATS, Result, Scene, Setting, results_of
+from .results import FORMATS, Instances, Result, Scene, Setting, array_of, results_of
 
 
 class ModelStream(Protocol):
@@ -31,6 +32,20 @@ class ModelStream(Protocol):
 
     def result(self):
         """The ``Det3DDataSample`` with the answer after the last frame."""
+
+
+class FrameStream(Protocol):
+    """What ``model.open_frame_stream()`` returns, for models that take a camera's own frames and grow one scene."""
+
+    def reset(self) -> None:
+        """Forget everything; the next frame starts a new scene."""
+
+    def step(self, **frame) -> Any:
+        """Take the next frame: for RGB-D ``rgb``, ``depth``, ``pose`` and what else the model knows."""
+
+    def result(self):
+        """The scene so far: ``points`` (P, 3 or more), ``masks`` (M, P) bool, ``labels``, ``scores`` (M,) and
+        ``semantic`` (P,)."""
 
 
 @dataclass
@@ -221,6 +236,8 @@ class Inferencer:
             raise ConfigError(f'batch_size: expected 1 or more, found {batch_size}')
         items = as_list(inputs)
         frames = [one for one in items if isinstance(one, Mapping)]
+        if frames and hasattr(self.model, 'open_frame_stream'):
+            raise ConfigError('inputs: this model takes frames one after another; use stream()')
         if frames and len(frames) < len(items):
             raise ConfigError('inputs: frames of arrays and other inputs do not go together in one call')
         folder = ArrayFolder() if frames else None
@@ -305,6 +322,9 @@ class _Single:
 class InferenceStream:
     """Frames of one drive or scene in order: ``reset``, ``step``, ``result``.
 
+    Where the model has ``open_frame_stream``, a frame that is a dict goes to its ``step`` by name (RGB-D: ``rgb``,
+    ``depth``, ``pose``), and the results are the instances of the whole scene so far. Else:
+
     Frames are what an :class:`Inferencer` takes as one sample. Of frames of arrays so many earlier ones are kept as the
     data set's ``num_adjacent`` says (those of the same ``scene_token``; without one, all since :meth:`reset`).
     """
@@ -313,6 +333,8 @@ class InferenceStream:
         self.inferencer = inferencer
         model = inferencer.model
         self._inner: ModelStream = model.open_stream() if hasattr(model, 'open_stream') else _Single(inferencer)
+        self._frames: FrameStream | None = model.open_frame_stream() if hasattr(model, 'open_frame_stream') else None
+        self._count = 0
         self._folder: ArrayFolder | None = None
         self._drive = 0
         self.reset()
@@ -320,6 +342,9 @@ class InferenceStream:
     def reset(self) -> None:
         """Forget the drive; the next frame starts a new one."""
         self._inner.reset()
+        if self._frames is not None:
+            self._frames.reset()
+        self._count = 0
         self._last: Prediction | None = None
         self._drive += 1
         if self._folder is not None:
@@ -327,6 +352,8 @@ class InferenceStream:
 
     def step(self, frame) -> Prediction:
         """Take the next frame; returns :meth:`result`."""
+        if isinstance(frame, Mapping) and self._frames is not None:
+            return self._step_frame(frame)
         if isinstance(frame, Mapping):
             if self._folder is None:
                 self._folder = ArrayFolder()
@@ -340,6 +367,25 @@ class InferenceStream:
                 raise ConfigError(f'a step takes one frame, {frame!r} are {len(chosen)}')
             ((dataset, number),) = chosen
         return self.step_sample(dataset, number)
+
+    def _step_frame(self, frame: Mapping) -> Prediction:
+        try:
+            inspect.signature(self._frames.step).bind(**frame)
+        except TypeError as error:
+            raise ConfigError(f'a frame of this model: {error}') from None
+        self._frames.step(**frame)
+        whole = self._frames.result()
+        instances = Instances(
+            array_of(whole.masks).astype(bool),
+            array_of(whole.labels).astype(np.int64),
+            array_of(whole.scores).astype(np.float32),
+            None if whole.semantic is None else array_of(whole.semantic).astype(np.int64),
+            array_of(whole.points)[:, :3].astype(np.float32),
+            self.inferencer.setting.class_names,
+        )
+        self._last = Prediction(Scene(f'frame{self._count:06d}'), {Instances.task: instances}, whole)
+        self._count += 1
+        return self._last
 
     def step_sample(self, dataset, number: int) -> Prediction:
         """As :meth:`step`, with one of what ``Inferencer.samples`` lists."""
