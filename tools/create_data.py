@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Prepare a data set: nuScenes tables -> info files, the synthetic city, a folder of sample files."""
+"""Prepare a data set: nuScenes tables -> info files, the synthetic city, a folder of sample files; ScanNet's exports ->
+frames and scenes with superpoints, synthetic rooms."""
 
 import argparse
 import sys
 
 import _cli
+
+SCANNET = ('scannet_sv', 'scannet_mv', 'scannet200_sv', 'scannet200_mv')
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -100,10 +103,97 @@ def parse_args(argv=None):
     keyframe.add_argument('--info', help='the info file, where the folder holds several')
     keyframe.add_argument('--copy', action='store_true', help='copy the sensor files instead of linking to them')
     keyframe.add_argument('--no-labels', action='store_true', help='make no occupancy labels')
+    scannet_commands(commands)
     args = parser.parse_args(argv)
     if args.command == 'keyframe' and not args.out_dir:
         parser.error('keyframe needs --out-dir')
     return args
+
+
+def scannet_commands(commands):
+    for name in SCANNET:
+        kind, _, stage = name.partition('_')
+        what = 'single frames' if stage == 'sv' else 'scenes of frames'
+        sub = commands.add_parser(
+            name,
+            help=f'ESAM: {what} of ScanNet exports, {"20" if kind == "scannet" else "200"} classes',
+            description='Points, labels and superpoints of the exported frames (2D/<scene>/{color,depth,pose}) with '
+            'the labels of the meshes (scans/<scene>), and <tag>_oneformer3d_infos_{train,val}.pkl. Superpoints come '
+            'from masks/<scene>/<n>.png or .npz, else from depth, normals and colours. SceneNN and 3RScan in the same '
+            'folders: --camera, --splits, --extra-tag. With --pack-clip and info files that exist, only their copies '
+            'with the paths of the CLIP features are written.',
+        )
+        sub.add_argument('--root-path', default=f'data/{name.replace("_", "-")}', help='exports (default: %(default)s)')
+        sub.add_argument('--out-dir', help='folder of what is written (default: the root path)')
+        sub.add_argument('--extra-tag', default=name, help='info files are named after it (default: %(default)s)')
+        sub.add_argument('--workers', type=positive, help='processes (default: one a core, 4 at most)')
+        sub.add_argument('--mask-root', help='folder of the masks (default: <root>/masks, where it exists)')
+        sub.add_argument('--rec-dir', help='folder of the labelled reconstructions (default for mv: beside out-dir)')
+        sub.add_argument('--num-sample', type=positive, default=20000, help='points of a frame (default: %(default)s)')
+        sub.add_argument(
+            '--camera', default='scannet', choices=('scannet', 'scenenn'), help='where a scene has no intrinsic.txt'
+        )
+        sub.add_argument('--splits', nargs='+', default=['train', 'val'], help='meta_data/scannetv2_<split>.txt')
+        sub.add_argument('--seed', type=int, default=0, help='of the sampling (default: %(default)s)')
+        sub.add_argument('--pack-clip', action='store_true', help='also write copies with paths of CLIP features')
+        sub.add_argument('--clip-suffix', default='_clip', help='of these copies (default: %(default)s)')
+    rooms = commands.add_parser(
+        'synthetic_rooms',
+        help="generate rooms in the form of ScanNet's exports",
+        description='Rooms with furniture, seen by a hand-held RGB-D camera: frames with noise, poses, meshes with '
+        'labels of 20 and 200 classes, masks. tools/create_data.py scannet_sv and so on read them. The same seed gives '
+        'the same rooms; a killed run goes on where it stopped.',
+    )
+    rooms.add_argument('--root-path', default='data/synthetic_rooms', help='(default: %(default)s)')
+    rooms.add_argument('--rooms', type=positive, default=10, help='number of rooms (default: %(default)s)')
+    rooms.add_argument(
+        '--frames', type=positive, default=20, help='of each, 40 raw frames apart (default: %(default)s)'
+    )
+    rooms.add_argument('--held-out', type=positive, help='rooms of the val split (default: a fifth)')
+    rooms.add_argument('--seed', type=int, default=0, help='(default: %(default)s)')
+    rooms.add_argument('--workers', type=positive, help='processes (default: one a core, 4 at most)')
+
+
+def scannet(args):
+    from pathlib import Path
+
+    from occforge.datasets.preparation import progress
+    from occforge.datasets.preparation import scannet as preparation
+
+    kind, _, stage = args.command.partition('_')
+    out = Path(args.out_dir or args.root_path)
+    infos = [out / f'{args.extra_tag}_oneformer3d_infos_{split}.pkl' for split in args.splits]
+    if not (args.pack_clip and all(path.is_file() for path in infos)):
+        summary = preparation.prepare(
+            kind,
+            stage,
+            args.root_path,
+            args.out_dir,
+            args.extra_tag,
+            args.rec_dir,
+            args.mask_root,
+            args.workers or progress.default_workers(),
+            args.num_sample,
+            args.camera,
+            args.splits,
+            args.seed,
+        )
+        for path, count in summary['files'].items():
+            print(f'{path}: {count} {"frames" if stage == "sv" else "scenes"}')
+        print(f'{summary["lost"]} frames without a pose left out, {summary["unmasked"]} segmented without masks')
+    if args.pack_clip:
+        packed = preparation.pack_clip(out, args.extra_tag, args.clip_suffix, args.splits)
+        for path, (count, present) in packed.items():
+            print(f'{path}: {count} paths of CLIP features, {present} of the files exist')
+
+
+def synthetic_rooms(args):
+    from occforge.datasets import synthetic_rooms as rooms
+    from occforge.datasets.preparation import progress
+
+    workers = args.workers or progress.default_workers()
+    rooms.generate(args.root_path, args.rooms, args.frames, args.held_out, args.seed, workers=workers)
+    print(f'{args.root_path}: {args.rooms} rooms of {args.frames} frames')
 
 
 def print_summary(paths, data_lists, left_out=None):
@@ -173,7 +263,13 @@ def main(argv=None):
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():
-        {'nuscenes': nuscenes, 'synthetic_city': synthetic_city, 'keyframe': keyframe}[args.command](args)
+        dict(
+            nuscenes=nuscenes,
+            synthetic_city=synthetic_city,
+            keyframe=keyframe,
+            synthetic_rooms=synthetic_rooms,
+            **dict.fromkeys(SCANNET, scannet),
+        )[args.command](args)
 
 
 if __name__ == '__main__':

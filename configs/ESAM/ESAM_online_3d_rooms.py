@@ -1,0 +1,44 @@
+# Route 1, online, small: trains on synthetic rooms on a CPU, from the single-frame model.
+#   tools/create_data.py scannet200_mv --root-path data/synthetic_rooms --out-dir data/rooms-mv --rec-dir data/rooms \
+#       --num-sample 4000
+_base_ = ['./ESAM_online_3d_scannet.py']
+
+load_from = None  # --load-from work_dirs/rooms_sv/epoch_12.pth
+data_root = 'data/rooms-mv/'
+rec_root = 'data/rooms'
+num_frames = 4
+voxel_size = 0.05  # metres
+channels = 32
+max_epochs = 6
+lr = 1e-3
+backbone = dict(
+    planes=[16, 16, 32, 32, 32, 32, 32, channels], init_dim=16, layers=[1, 1, 1, 1, 1, 1, 1, 1], out_channels=channels
+)
+model = dict(
+    voxel_size=voxel_size,
+    backbone=backbone,
+    pool=dict(channel_proj=channels),
+    decoder=dict(in_channels=channels, d_model=64, num_heads=4, hidden_dim=128),
+    memory=dict(in_channels=[16, 16, 32, 32]),
+    merge_head=dict(in_channels=64, out_channels=64, norm='layer'),
+    test_cfg=dict(npoint_thr=20, inst_score_thr=0.1),
+)
+optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),
+                     clip_grad=dict(max_norm=10, norm_type=2))  # fmt: skip
+num_sample = 4000
+load_train = dict(_base_.load_train, num_sample=num_sample, num_frames=num_frames)
+load_test = dict(_base_.load_test, num_sample=num_sample, rec_root=rec_root)
+elastic = dict(_base_.elastic, voxel_size=voxel_size, p=0.0)
+train_pipeline = [load_train, *_base_.train_pipeline[1:-2], elastic, _base_.train_pipeline[-1]]
+test_pipeline = [load_test, *_base_.test_pipeline[1:]]
+train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(min_region_size=20)
+test_evaluator = val_evaluator
+param_scheduler = [
+    dict(
+        type='CosineAnnealingLR', begin=0, end=max_epochs, T_max=max_epochs, by_epoch=True, convert_to_iter_based=True
+    ),
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=10),  # iterations
+]
