@@ -7,9 +7,9 @@ fine-tuning, frozen encoders and progressive unfreezing, several seeds, one tabl
     tools/transfer_study.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
     tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
 
-The source is the small FusionOcc on the nuScenes rig (six cameras, 32 beams), the target a vehicle with four cameras
-and 80 beams. Finished trainings are used again. The table is printed as Markdown and written to
-<work-dir>/transfer.md and transfer.json.
+The source is the small FusionOcc (--system bevfusion: BEVFusion) on the nuScenes rig (six cameras, 32 beams), the
+target a vehicle with four cameras and 80 beams (for BEVFusion with eight of the ten classes). Finished trainings are
+used again. The table is printed as Markdown and written to <work-dir>/transfer.md and transfer.json.
 """
 
 import argparse
@@ -42,6 +42,23 @@ CONFIGS = {
 }
 RIG = 'four_cameras_80_beams'
 METRIC = 'mIoU/no_mask'
+# --system: what is trained first, on which configs, and what of it is compared (further metrics: columns of their own)
+SYSTEMS = {
+    'fusion_occ': dict(source=SOURCE, configs=CONFIGS, metric=METRIC, label='mIoU without a mask', more={}),
+    'bevfusion': dict(
+        source=FOLDER / 'bevfusion/bevfusion_synthetic.py',
+        configs={
+            'from scratch': FOLDER / 'custom/city_bevfusion_4cam_80beam.py',
+            'full fine-tuning': FOLDER / 'custom/city_bevfusion_4cam_80beam_finetune.py',
+            'frozen encoders': FOLDER / 'custom/city_bevfusion_4cam_80beam_freeze_encoder.py',
+            'progressive unfreezing': FOLDER / 'custom/city_bevfusion_4cam_80beam_progressive.py',
+            'backbones only': FOLDER / 'custom/city_bevfusion_4cam_80beam_other_domain.py',
+        },
+        metric='mAP',
+        label='mAP',
+        more={'NDS': 'NDS', 'map IoU': 'map/mean/iou@max'},
+    ),
+}
 POINTS, ERRORS = 3.0, 2.0  # what counts as better: so many points, and more than so many standard errors
 
 
@@ -49,6 +66,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument('--system', choices=SYSTEMS, default='fusion_occ', help='(default: %(default)s)')
     parser.add_argument('--source', metavar='CKPT', help='checkpoint to start from (default: it is trained)')
     parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='the first is trained from scratch')
     parser.add_argument(
@@ -56,7 +74,7 @@ def parse_args(argv=None):
     )
     add_common_arguments(parser, 'work_dirs/transfer', seeds=(0, 1, 2))
     args = parser.parse_args(argv)
-    configs = named_configs(parser, args.configs, CONFIGS)
+    configs = named_configs(parser, args.configs, SYSTEMS[args.system]['configs'])
     check_common_arguments(parser, args, *configs.values(), *([args.source] if args.source else []))
     args.configs = configs
     return args
@@ -92,6 +110,15 @@ def train(stages, name, config, work_dir, city, options, amp, source=None, after
     return results
 
 
+def share_reused(folder: Path) -> str:
+    """Share of the model's parameters that came from the checkpoint, by the report in a training's folder."""
+    report = folder / 'load_report.json'
+    if not report.is_file():
+        return ''
+    counts = json.loads(report.read_text())
+    return percent(counts['share_of_parameters']) + ' %' if 'share_of_parameters' in counts else ''
+
+
 def mean_and_error(values) -> tuple[float, float]:
     """Mean and its standard error; nan for the error of a single value."""
     values = list(values)
@@ -117,20 +144,26 @@ def compare(runs: dict[str, list[float]], points: float = POINTS) -> dict[str, d
 
 
 def markdown(
-    rows: dict[str, dict], title: str = 'start', quantity: str = 'mIoU without a mask', points: float = POINTS
+    rows: dict[str, dict],
+    title: str = 'start',
+    quantity: str = 'mIoU without a mask',
+    points: float = POINTS,
+    more: dict | None = None,
 ) -> str:
-    """The table of what ``compare`` gives."""
-    first = next(iter(rows))
+    """The table of what ``compare`` gives; ``more``: {column: {strategy: cell}} to the right."""
+    first, more = next(iter(rows)), more or {}
     lines = [
-        f'| {title} | {quantity} | each seed | gain over {first} | {points:g} points and {ERRORS:g} SE |',
-        '| --- | ---: | ---: | ---: | :---: |',
+        f'| {title} | {quantity} | each seed | gain over {first} | {points:g} points and {ERRORS:g} SE |'
+        + ''.join(f' {column} |' for column in more),
+        '| --- | ---: | ---: | ---: | :---: |' + ' ---: |' * len(more),
     ]
     for name, row in rows.items():
         each = ', '.join(percent(value) for value in row['values'])
         gain, verdict = f'{row["gain"]:+.1f} ± {percent(row["gain_error"])}', 'yes' if row['better'] else 'no'
         if name == first:
             gain = verdict = ''
-        lines.append(f'| {name} | {percent(row["mean"])} ± {percent(row["error"])} | {each} | {gain} | {verdict} |')
+        line = f'| {name} | {percent(row["mean"])} ± {percent(row["error"])} | {each} | {gain} | {verdict} |'
+        lines.append(line + ''.join(f' {cells.get(name, "")} |' for cells in more.values()))
     return '\n'.join(lines)
 
 
@@ -138,7 +171,10 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
     amp = has_fast_bfloat16() and not args.no_amp
+    system = SYSTEMS[args.system]
     runs: dict[str, list[float]] = {name: [] for name in args.configs}
+    further = {column: {name: [] for name in args.configs} for column in system['more']}
+    reused: dict[str, str] = {}
     args.seed = 0
     try:
         if args.fresh:
@@ -148,7 +184,7 @@ def main(argv=None) -> int:
         if source is None:
             make_city(stages, args)
             options = config_overrides(args.data_root, 0, args.cfg_options)
-            train(stages, 'source', SOURCE, work_dir / 'source', 'city', options, amp)
+            train(stages, 'source', system['source'], work_dir / 'source', 'city', options, amp)
             source, after = last_checkpoint(work_dir / 'source' / 'training'), ['source: training']
         make_target_city(stages, args)
         roots = [f'{loader}.dataset.data_root={args.target_root}' for loader in
@@ -159,7 +195,11 @@ def main(argv=None) -> int:
                 options = ['--cfg-options', *roots, f'randomness.seed={seed}', *args.cfg_options]
                 begin = dict(source=relative(source), after=after) if number else {}
                 results = train(stages, f'{name}, seed {seed}', config, folder, 'target city', options, amp, **begin)
-                runs[name].append(read_results(results)['metrics'][METRIC])
+                metrics = read_results(results)['metrics']
+                runs[name].append(metrics[system['metric']])
+                for column, key in system['more'].items():
+                    further[column][name].append(metrics[key])
+                reused[name] = share_reused(folder / 'training') if number else ''
     except StageError as error:
         print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
         return 1
@@ -167,10 +207,20 @@ def main(argv=None) -> int:
         print('\nstopped; the same command goes on from here', file=sys.stderr)
         return 130
     rows = compare(runs)
-    text = f'{len(args.seeds)} seeds, mean ± standard error, IoU in %.\n\n{markdown(rows)}\n'
+    more = {
+        column: {name: percent(mean_and_error(values)[0]) for name, values in cells.items()}
+        for column, cells in further.items()
+    }
+    if more:
+        more['parameters reused'] = reused
+        more['training'] = {
+            name: duration(sum(stages.seconds.get(f'{name}, seed {seed}: training', 0.0) for seed in args.seeds))
+            for name in args.configs
+        }
+    text = f'{len(args.seeds)} seeds, mean ± standard error, in %.\n\n{markdown(rows, quantity=system["label"], more=more)}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
     write_atomically(work_dir / 'transfer.md', text)
-    document = dict(runs=rows, metric=METRIC, seeds=args.seeds, source=str(source), seconds=stages.seconds,
+    document = dict(runs=rows, metric=system['metric'], seeds=args.seeds, source=str(source), seconds=stages.seconds,
                     configs={name: str(path) for name, path in args.configs.items()})  # fmt: skip
     write_atomically(work_dir / 'transfer.json', json.dumps(document, indent=1) + '\n')
     return 0

@@ -469,3 +469,73 @@ def test_coder_of_tops_inverts_itself():
         code = coder.encode(boxes).T[None]
         parts = dict(center=code[:, :2], height=code[:, 2:3], dim=code[:, 3:6], rot=code[:, 6:8], vel=code[:, 8:])
         torch.testing.assert_close(coder.boxes(**parts)[0], boxes)
+
+
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
+def test_some_steps_on_one_batch_lower_every_loss(dtype):
+    """Float32, and mixed precision: no step gives a NaN."""
+    torch.manual_seed(0)
+    model = MODELS.build(tiny())
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    data = batch()
+    history = []
+    for _ in range(12):
+        with torch.autocast('cpu', dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            losses = run(model, 'loss', data)
+        total, logged = model.parse_losses(losses)
+        assert torch.isfinite(total)
+        optimizer.zero_grad()
+        total.backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert all(torch.isfinite(grad).all() for grad in grads)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 35.0)
+        optimizer.step()
+        history.append({name: float(value) for name, value in logged.items()})
+    first, last = history[0], history[-1]
+    assert last['loss'] < 0.7 * first['loss']
+    for name in ('loss/object/loss_heatmap', 'loss/map/drivable_area/focal', 'loss/map/walkway/focal'):
+        assert last[name] < first[name], name
+
+
+def test_camera_detection_with_center_head():
+    """Targets and predictions of the plane's two axes belong together: the head that is told the truth finds it."""
+    width = 16
+    head = dict(
+        type='BEVCenterHead', in_channels=width, tasks=[dict(num_class=1, class_names=['car'])], share_conv_channel=16,
+        common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
+        bbox_coder=dict(type='CenterPointBBoxCoder', pc_range=RANGE, post_center_range=[-12, -12, -10, 12, 12, 10],
+                        max_num=20, score_threshold=0.1, out_size_factor=8, voxel_size=[0.15, 0.15], code_size=9),
+        separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
+        loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
+        loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=0.25),
+        train_cfg=dict(point_cloud_range=RANGE, grid_size=[128, 128, 1], voxel_size=[0.15, 0.15, 8], out_size_factor=8,
+                       dense_reg=1, gaussian_overlap=0.1, max_objs=20, min_radius=2, code_weights=[1.0] * 10),
+        test_cfg=dict(post_center_limit_range=[-12, -12, -10, 12, 12, 10], max_per_img=20, score_threshold=0.1,
+                      out_size_factor=8, voxel_size=[0.15, 0.15], nms_type='rotate', pre_max_size=100, post_max_size=20,
+                      nms_thr=0.2),
+    )  # fmt: skip
+    model = MODELS.build(tiny(lidar=False, maps=False, bbox_head=head))
+    boxes = torch.tensor([[5.3, -2.2, -1.0, 4.0, 2.0, 1.5, 0.4, 1.0, 0.0]])
+    truth = InstanceData(bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9), labels_3d=torch.zeros(1, dtype=torch.int64))
+    heatmaps, _, _, _ = model.bbox_head.get_targets([truth])
+    row, column = divmod(int(heatmaps[0][0, 0].argmax()), 16)  # (y, x)
+    assert (column, row) == (int((5.3 + 9.6) / 1.2), int((-2.2 + 9.6) / 1.2))
+    # what the layers would have to say at (x, y) of the plane
+    x, y = column, row
+    said = {name: torch.zeros(1, channels, 16, 16) for name, channels in
+            (('reg', 2), ('height', 1), ('dim', 3), ('rot', 2), ('vel', 2))}  # fmt: skip
+    said['heatmap'] = torch.full((1, 1, 16, 16), -9.0)
+    said['heatmap'][0, 0, x, y] = 9.0
+    said['reg'][0, :, x, y] = torch.tensor([(5.3 + 9.6) / 1.2 - x, (-2.2 + 9.6) / 1.2 - y])
+    said['height'][0, 0, x, y] = -1.0 + 0.75
+    said['dim'][0, :, x, y] = boxes[0, 3:6].log()
+    said['rot'][0, :, x, y] = torch.tensor([math.sin(0.4), math.cos(0.4)])
+    said['vel'][0, 0, x, y] = 1.0
+    model.bbox_head.forward = lambda feats: ([said],)
+    maps = model._centre_maps([None])
+    (found,) = model.bbox_head.predict_by_feat(maps, [dict(box_type_3d=LiDARInstance3DBoxes)])
+    assert len(found) == 1
+    torch.testing.assert_close(found.bboxes_3d.tensor, boxes, rtol=1e-3, atol=1e-3)

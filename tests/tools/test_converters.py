@@ -14,6 +14,9 @@ from test_train_and_test import TOOLS, TOY, tool
 sys.path.insert(0, str(TOOLS / 'converters'))
 from _frame import Converter
 from bevfusion_mit import CONVERTER as MIT
+from bevfusion_mit import fold_boxes
+from bevfusion_mit_boxes import CONVERTER as BOXES
+from bevfusion_to_mit import CONVERTER as TO_MIT
 from fusion_occ_official import CONVERTER as OFFICIAL
 
 
@@ -39,11 +42,66 @@ def test_all_names_of_mits_bevfusion():
     if not golden or not keymap.is_file():
         pytest.skip('the list of all names is not here')
     pairs = json.loads(keymap.read_text())
-    converted, dropped = MIT.convert({pair['mit']: pair for pair in pairs}, 'a.pth')
+    state = {pair['mit']: torch.zeros(pair['mit_shape']) for pair in pairs}
+    converted, dropped = MIT.convert(state, 'a.pth')
     assert len(pairs) == 582 and not dropped
-    assert {name: pair['mmdet3d_port'] for name, pair in converted.items()} == {
-        pair['mmdet3d_port']: pair['mmdet3d_port'] for pair in pairs
+    found = {name: list(value.shape) for name, value in converted.items()}
+    assert found == {pair['mmdet3d_port']: pair['port_shape'] for pair in pairs}
+    back, _ = TO_MIT.convert(converted, 'b.pth')
+    assert {name: value.shape for name, value in back.items()} == {name: v.shape for name, v in state.items()}
+
+
+def mit_state():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        'encoders.lidar.backbone.conv_input.0.weight': (3, 3, 3, 5, 16),
+        'encoders.lidar.backbone.conv_out.0.weight': (1, 1, 3, 128, 128),
+        'heads.object.decoder.0.self_attn.out_proj.weight': (8, 8),
+        'heads.object.decoder.0.linear1.weight': (8, 8),
+        'heads.object.prediction_heads.0.dim.1.weight': (3, 64, 1),
+        'heads.object.prediction_heads.0.dim.1.bias': (3,),
+        'heads.object.prediction_heads.0.rot.1.weight': (2, 64, 1),
+        'heads.object.prediction_heads.0.rot.1.bias': (2,),
+        'heads.map.classifier.6.weight': (6, 16, 1, 1),
     }
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_mits_kernels_and_boxes():
+    state = mit_state()
+    ours = MIT.convert(state, 'a.pth')[0]
+    kernel = ours['pts_middle_encoder.conv_input.0.weight']
+    assert kernel.shape == (16, 3, 3, 3, 5)
+    assert torch.equal(kernel[7, 0, 1, 2], state['encoders.lidar.backbone.conv_input.0.weight'][0, 1, 2, :, 7])
+    # decoded: what MIT's head says, and what the folded one says of the same features
+    features = torch.randn(64, generator=torch.Generator().manual_seed(1))
+
+    def outputs(weights, prefix, name):
+        name = f'{prefix}.prediction_heads.0.{name}.1.'
+        return weights[name + 'weight'][..., 0] @ features + weights[name + 'bias']
+
+    width, length, height = outputs(state, 'heads.object', 'dim')
+    assert torch.allclose(outputs(ours, 'bbox_head', 'dim'), torch.stack([length, width, height]))
+    yaw, turned = (torch.atan2(*outputs(*each, 'rot')) for each in ((state, 'heads.object'), (ours, 'bbox_head')))
+    difference = (turned - (-yaw - torch.pi / 2)) / (2 * torch.pi)
+    assert abs(difference - difference.round()) < 1e-6
+
+
+def test_there_and_back_is_bit_identical():
+    state = mit_state()
+    back = TO_MIT.convert(MIT.convert(state, 'a.pth')[0], 'b.pth')[0]
+    assert set(back) == set(state) and all(torch.equal(back[name], state[name]) for name in state)
+    ours = MIT.convert(state, 'a.pth')[0]
+    again = MIT.convert(TO_MIT.convert(ours, 'b.pth')[0], 'a.pth')[0]
+    assert all(torch.equal(again[name], ours[name]) for name in ours)
+
+
+def test_boxes_of_the_first_conversion_are_folded():
+    ours = MIT.convert(mit_state(), 'a.pth')[0]
+    unfolded = fold_boxes(ours)
+    assert all(torch.equal(value, ours[name]) for name, value in BOXES.convert(unfolded, 'c.pth')[0].items())
+    name = 'bbox_head.prediction_heads.0.rot.1.bias'
+    assert not torch.equal(unfolded[name], ours[name])
 
 
 def test_what_has_no_place_is_an_error():

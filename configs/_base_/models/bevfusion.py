@@ -1,13 +1,11 @@
 # BEVFusion as published: Swin-T, DepthLSS, voxels of 0.075 m, SECOND, TransFusionHead; camera and LiDAR, detection.
 # What depends on range and voxel size (sparse_shape, xbound, grid_size, ...) is filled in from voxelize_cfg.
 # Source: Z. Liu et al., "BEVFusion", ICRA 2023; mmdet3d 1.4.0, projects/BEVFusion.
-point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]  # m
+_base_ = ['../datasets/nuscenes_bevfusion.py']
+
+point_cloud_range = _base_.point_cloud_range
+image_size = _base_.image_size
 voxel_size = [0.075, 0.075, 0.2]  # m
-image_size = [256, 704]  # (H, W)
-class_names = [
-    'car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle', 'pedestrian',
-    'traffic_cone',
-]  # fmt: skip
 post_center_range = [-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]  # m
 out_size_factor = 8
 
@@ -97,8 +95,7 @@ bbox_head = dict(
     auxiliary=True,
     in_channels=512,
     hidden_channel=128,
-    num_classes=10,
-    class_names=class_names,
+    class_names=_base_.class_names,
     nms_kernel_size=3,
     bn_momentum=0.1,
     num_decoder_layers=1,

@@ -1,6 +1,6 @@
 """Datasets and their transforms."""
 
-from . import transforms
+from . import detection, transforms
 from .class_balanced import OccCBGSDataset
 from .label_mix import LabelledFrames, LabelMixBatchSampler
 from .nuscenes_occupancy import NuScenesOccDataset
@@ -18,5 +18,6 @@ __all__ = [
     'ScanNetSegMVDataset_',
     'SequenceBatchSampler',
     'SequenceTestBatchSampler',
+    'detection',
     'transforms',
 ]

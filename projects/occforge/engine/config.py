@@ -153,6 +153,7 @@ def _load_mit(path: Path, overrides, note, import_custom_modules: bool) -> Confi
             cfg = load_config(translated, changes, note, import_custom_modules)
         except ConfigError as error:
             raise ConfigError(str(error).replace(str(translated), str(path))) from error
+    _drop_markers(cfg._cfg_dict)
     if schedules is not None:  # other ones than the base's, so what is linked to the base's has nothing to follow
         cfg.param_scheduler = [ConfigDict(schedule) for schedule in schedules]
         for _, entry in _entries(cfg):
@@ -160,6 +161,14 @@ def _load_mit(path: Path, overrides, note, import_custom_modules: bool) -> Confi
             entry['to'] = [target for target in targets if not target.startswith('param_scheduler.')]
     object.__setattr__(cfg, '_filename', str(path))
     return cfg
+
+
+def _drop_markers(node: Any) -> None:
+    """Removes each ``_delete_`` that had nothing below it to delete."""
+    if isinstance(node, dict):
+        node.pop('_delete_', None)
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ():
+        _drop_markers(child)
 
 
 # --------------------------------------------------------------------------------------------------------- reading

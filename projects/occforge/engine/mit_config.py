@@ -90,6 +90,59 @@ def translate(raw: dict, path: Path, known: Iterable[str] = ()) -> tuple[dict, l
     return _Translation(raw, path, used, set(known)).result()
 
 
+# MIT's place of a part of the model -> its place in mmdet3d's detectors.
+_MODEL_PARTS = {
+    'encoders.camera.backbone': 'img_backbone',
+    'encoders.camera.neck': 'img_neck',
+    'encoders.camera.vtransform': 'view_transform',
+    'encoders.lidar.voxelize': 'data_preprocessor.voxelize_cfg',
+    'encoders.lidar.backbone': 'pts_middle_encoder',
+    'fuser': 'fusion_layer',
+    'decoder.backbone': 'pts_backbone',
+    'decoder.neck': 'pts_neck',
+    'heads.object': 'bbox_head',
+    'heads.map': 'map_head',
+}
+
+
+def model_fields(model: Mapping, path: Path) -> dict:
+    """Fields of a model in MIT's tree (``encoders.lidar.backbone.sparse_shape``) in mmdet3d's.
+
+    Raises:
+        ConfigError: a part that has no counterpart.
+    """
+    out: dict = {}
+
+    def put(dotted: str, value: Any) -> None:
+        *parents, last = dotted.split('.')
+        node = out
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = _merge({last: node.get(last)}, {last: value})[last]
+
+    def visit(node: Mapping, prefix: str) -> None:
+        for key, value in node.items():
+            name = f'{prefix}{key}'
+            if name in _MODEL_PARTS:
+                put(_MODEL_PARTS[name], value)
+            elif any(part.startswith(name + '.') for part in _MODEL_PARTS):
+                if value is None:  # a whole branch is taken away
+                    for part, target in _MODEL_PARTS.items():
+                        if part.startswith(name + '.') and 'voxelize' not in part:
+                            put(target, None)
+                elif isinstance(value, Mapping):
+                    visit(value, name + '.')
+                else:
+                    raise ConfigError(f'{path}: model.{name}: a mapping of fields is expected, found {value!r}')
+            elif not prefix:
+                put(key, value)  # loss_scale and whatever the model has under its own name
+            else:
+                raise ConfigError(f'{path}: model.{name}: no such part; it has {", ".join(_MODEL_PARTS)}')
+
+    visit(model, '')
+    return out
+
+
 class _Translation:
     def __init__(self, raw: dict, path: Path, used: set[str], known: set[str]):
         self.raw, self.path, self.used, self.known = dict(raw), path, used, known
@@ -127,13 +180,18 @@ class _Translation:
             if old in raw:
                 self.put(new, raw.pop(old))
         root = raw.pop('dataset_root', None)
-        if root is not None:
+        if root is not None and 'data_root' in self.known:  # a variable of the base that carries it everywhere
+            self.out['data_root'] = root
+        elif root is not None:
             for loader in _LOADERS:
                 self.put(f'{loader}.dataset.data_root', root)
         model = raw.get('model')
-        if isinstance(model, dict) and 'encoders' in model:
-            self.lost.append('model (MIT layout: take a _base_ with the model and change its fields)')
-            raw.pop('model')
+        if isinstance(model, dict) and {'encoders', 'fuser', 'decoder', 'heads'} & set(model):
+            if self.known:
+                raw['model'] = model_fields(model, self.path)
+            else:
+                self.lost.append('model (MIT layout: take a _base_ with the model and change its fields)')
+                raw.pop('model')
         for name in [name for name in raw if name not in _MMENGINE_FIELDS | self.known]:
             del raw[name]
             if name not in self.used:  # else references have carried it to its places

@@ -1,6 +1,7 @@
 """BEVFusion: detection and map segmentation from cameras and LiDAR."""
 
 from .bevfusion import BEVFusion
+from .center_head import BEVCenterHead
 from .fusers import AddFuser, ConvFuser
 from .necks import LSSFPN, GeneralizedLSSFPN, GeneralizedResNet
 from .seg_head import BEVSegmentationHead
@@ -15,6 +16,7 @@ __all__ = [
     'AwareBEVDepth',
     'AwareDBEVDepth',
     'BBoxBEVL1Cost',
+    'BEVCenterHead',
     'BEVFusion',
     'BEVFusionSparseEncoder',
     'BEVSegmentationHead',

@@ -110,7 +110,7 @@ class TransFusionHead(BaseModule):
         num_proposals: queries.
         auxiliary: every decoder layer is supervised, not only the last.
         in_channels, hidden_channel: of the plane, and inside.
-        num_classes: of the objects.
+        num_classes: of the objects; None: as many as ``class_names``.
         num_decoder_layers, decoder_layer: the decoder.
         num_heads: accepted for the published configs (``decoder_layer`` says it).
         nms_kernel_size: cells (odd) of which a peak of the heatmap is the largest.
@@ -137,7 +137,7 @@ class TransFusionHead(BaseModule):
         auxiliary: bool = True,
         in_channels: int = 128 * 3,
         hidden_channel: int = 128,
-        num_classes: int = 4,
+        num_classes: int | None = None,
         num_decoder_layers: int = 3,
         decoder_layer: dict | None = None,
         num_heads: int = 8,
@@ -159,6 +159,10 @@ class TransFusionHead(BaseModule):
         init_cfg=None,
     ):
         super().__init__(init_cfg)
+        if num_classes is None and class_names is not None:
+            num_classes = len(class_names)
+        if num_classes is None:
+            raise ConfigError('TransFusionHead needs num_classes or class_names')
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(
                 f'TransFusionHead: num_classes is {num_classes}, class_names has {len(class_names)}: '

@@ -8,6 +8,7 @@ Source: Z. Liu et al., "BEVFusion: Multi-Task Multi-Sensor Fusion with Unified B
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mmdet.models.backbones.resnet import BasicBlock
 from mmdet3d.registry import MODELS
@@ -70,15 +71,16 @@ class BaseViewTransform(BaseModule):
         for name, (low, high, step) in zip(('xbound', 'ybound', 'zbound', 'dbound'), (*bounds, dbound)):
             if not (step > 0 and high > low):
                 raise ConfigError(f'view_transform.{name}: (lower, upper, step) is expected, found {(low, high, step)}')
-        dx = torch.tensor([float(step) for _, _, step in bounds])
-        bx = torch.tensor([low + step / 2.0 for low, _, step in bounds])
+        dx = np.array([step for _, _, step in bounds], dtype=np.float32)
+        bx = np.array([low + step / 2.0 for low, _, step in bounds], dtype=np.float32)
         # as the reference counts, save that 9.6 / 0.3 is 32 although its quotient of floats is below
-        nx = torch.tensor([int((high - low) / step + 1e-6) for low, high, step in bounds])
-        for name, value in (('dx', dx), ('bx', bx), ('nx', nx), ('frustum', self.create_frustum())):
-            self.register_buffer(name, value)
+        nx = np.array([int((high - low) / step + 1e-6) for low, high, step in bounds], dtype=np.int64)
+        for name, value in (('dx', dx), ('bx', bx), ('nx', nx)):
+            self.register_buffer(name, torch.tensor(value.tolist(), dtype=getattr(torch, str(value.dtype))))
+        self.register_buffer('frustum', self.create_frustum())
         self.D = self.frustum.shape[0]
         self.grid_size = tuple(nx.tolist())
-        self.grid_lower = tuple((bx - dx / 2.0).tolist())
+        self.grid_lower = tuple((bx - dx / 2).tolist())
         self.grid_interval = tuple(dx.tolist())
         self.kept_indices = FrustumIndexCache()
 

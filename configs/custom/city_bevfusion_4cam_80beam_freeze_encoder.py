@@ -1,0 +1,5 @@
+# Frozen encoders: fuser, decoder and heads train.  tools/train.py FILE --load-from CKPT
+_base_ = ['./city_bevfusion_4cam_80beam.py']
+
+load_from = dict(path=None, min_loaded=0.9)  # --load-from gives the file
+freeze = ['encoders.camera', 'encoders.lidar']

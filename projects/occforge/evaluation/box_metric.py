@@ -1,0 +1,241 @@
+"""Detection metrics of nuScenes: by its own evaluator on its tables, or on the boxes of an info file alone."""
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+from mmdet3d.evaluation.metrics import NuScenesMetric
+from mmdet3d.registry import METRICS
+from mmengine.evaluator import BaseMetric
+
+from occforge.errors import ConfigError, DataError
+
+# metres around the vehicle within which a class counts; nuScenes detection task (detection_cvpr_2019)
+CLASS_RANGE = dict(
+    car=50, truck=50, bus=50, trailer=50, construction_vehicle=50, pedestrian=40, motorcycle=40, bicycle=40,
+    traffic_cone=30, barrier=30,
+)  # fmt: skip
+_ERRORS = dict(trans_err='mATE', scale_err='mASE', orient_err='mAOE', vel_err='mAVE', attr_err='mAAE')
+# classes that have no such error
+_UNDEFINED = dict(
+    orient_err=('traffic_cone',), vel_err=('traffic_cone', 'barrier'), attr_err=('traffic_cone', 'barrier')
+)  # fmt: skip
+
+
+def summarise(label_aps: Mapping, label_errors: Mapping, classes: Sequence[str]) -> dict[str, float]:
+    """mAP, the mean errors and NDS over ``classes``.
+
+    Args:
+        label_aps: {class: {distance: AP}}.
+        label_errors: {class: {error: value}}; an error that nobody has is left out of the score.
+        classes: those that the model knows; others do not count.
+    """
+    found = {f'AP/{name}': float(np.mean(list(label_aps[name].values()))) for name in classes}
+    mean_ap = float(np.mean(list(found.values())))
+    errors = {}
+    for key, short in _ERRORS.items():
+        values = [label_errors[name].get(key, math.nan) for name in classes if name not in _UNDEFINED.get(key, ())]
+        if values and not np.all(np.isnan(values)):
+            errors[short] = float(np.nanmean(values))
+    score = 5 * mean_ap + sum(1 - min(1.0, value) for value in errors.values())
+    return dict(mAP=mean_ap, NDS=score / (5 + len(errors)), **errors, **found)
+
+
+@METRICS.register_module()
+class BEVNuScenesMetric(NuScenesMetric):
+    """mAP and NDS by nuscenes-devkit's evaluator, over the classes that the model has.
+
+    The devkit averages over the ten classes of nuScenes: for a model of eight, two would count 0. With all ten the
+    numbers are equal.
+
+    Args:
+        data_root: the folder of the tables.
+        ann_file: info file, absolute or relative to ``data_root``; its boxes' poses are used, read as data.
+        others: of mmdet3d's ``NuScenesMetric``.
+
+    Result: ``mAP``, ``NDS``, ``mATE``, ..., ``AP/<class>``.
+    """
+
+    def __init__(self, data_root: str, ann_file: str, **kwargs):
+        if not os.path.isabs(ann_file) and not os.path.exists(ann_file):
+            ann_file = os.path.join(data_root, ann_file)
+        super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
+        self.default_prefix = None
+        self.prefix = kwargs.get('prefix')
+
+    def process(self, data_batch, data_samples) -> None:
+        for sample in data_samples:
+            boxes = {name: value.to('cpu') for name, value in sample['pred_instances_3d'].items()}
+            self.results.append(dict(pred_instances_3d=boxes, sample_idx=sample['sample_idx']))
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        from mmengine.logging import MMLogger
+
+        from occforge.datasets.info_files import load_infos
+
+        classes = list(self.dataset_meta['classes'])
+        unknown = [name for name in classes if name not in CLASS_RANGE]
+        if unknown:
+            raise ConfigError(
+                f'BEVNuScenesMetric: {", ".join(unknown)}: nuScenes has no such class; BEVBoxMetric evaluates any'
+            )
+        self.version = self.dataset_meta['version']
+        self.data_infos = load_infos(self.ann_file)[1]
+        for place, info in enumerate(self.data_infos):
+            info['sample_idx'] = place
+        with tempfile.TemporaryDirectory() as folder:
+            files, _ = self.format_results(results, classes, self.jsonfile_prefix or folder)
+            if self.format_only:
+                MMLogger.get_current_instance().info(f'results are in {self.jsonfile_prefix}')
+                return {}
+            return self._evaluate(files['pred_instances_3d'], classes, folder)
+
+    def _evaluate(self, path: str, classes: list[str], folder: str) -> dict[str, float]:
+        from nuscenes import NuScenes
+        from nuscenes.eval.detection.evaluate import NuScenesEval
+
+        evaluator = NuScenesEval(
+            NuScenes(version=self.version, dataroot=self.data_root, verbose=False),
+            config=self.eval_detection_configs,
+            result_path=path,
+            eval_set=self._eval_set(),
+            output_dir=folder,
+            verbose=False,
+        )
+        metrics, _ = evaluator.evaluate()
+        found = metrics.serialize()
+        return summarise(found['label_aps'], found['label_tp_errors'], classes)
+
+    def _eval_set(self) -> str:
+        if os.path.isfile(os.path.join(self.data_root, self.version, 'splits.json')):
+            return 'val'
+        sets = {'v1.0-mini': 'mini_val', 'v1.0-trainval': 'val', 'v1.0-test': 'test'}
+        if self.version not in sets:
+            raise ConfigError(
+                f'BEVNuScenesMetric: version {self.version!r} is none of {", ".join(sets)}: give '
+                f'{self.data_root}/{self.version}/splits.json, or use BEVBoxMetric'
+            )
+        return sets[self.version]
+
+
+@METRICS.register_module()
+class BEVBoxMetric(BaseMetric):
+    """nuScenes' mAP and NDS on the boxes of an info file: for data without nuScenes' tables, and any classes.
+
+    Matching, precision and errors are nuscenes-devkit's. Attributes are not in info files, so NDS is of four errors.
+
+    Args:
+        ann_file: info file of the data set that is evaluated.
+        class_range: {class: metres} within which a class counts; nuScenes' own, 50 m for others.
+
+    Result: as ``BEVNuScenesMetric``.
+    """
+
+    default_prefix = None
+    distances, tp_distance = (0.5, 1.0, 2.0, 4.0), 2.0
+    max_boxes = 500
+
+    def __init__(
+        self,
+        ann_file: str,
+        data_root: str = '',
+        class_range: dict | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ):
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        exists = os.path.isabs(ann_file) or os.path.exists(ann_file)
+        self.ann_file = ann_file if exists else os.path.join(data_root, ann_file)
+        self.class_range = {**CLASS_RANGE, **(class_range or {})}
+
+    def process(self, data_batch, data_samples) -> None:
+        for sample in data_samples:
+            found = sample['pred_instances_3d']
+            self.results.append(
+                dict(
+                    sample_idx=sample['sample_idx'],
+                    boxes=np.concatenate(
+                        [
+                            found['bboxes_3d'].gravity_center.cpu().numpy(),
+                            found['bboxes_3d'].tensor[:, 3:].cpu().numpy(),
+                        ],
+                        axis=1,
+                    ),
+                    scores=found['scores_3d'].cpu().numpy(),
+                    labels=found['labels_3d'].cpu().numpy(),
+                )
+            )
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
+        from nuscenes.eval.common.data_classes import EvalBoxes
+        from nuscenes.eval.common.utils import center_distance
+        from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
+
+        from occforge.datasets.info_files import load_infos
+
+        classes = list(self.dataset_meta['classes'])
+        metainfo, infos = load_infos(self.ann_file)
+        names = {label: name for name, label in metainfo['categories'].items() if label >= 0}
+        truth, predicted = EvalBoxes(), EvalBoxes()
+        for result in results:
+            info = infos[result['sample_idx']]
+            token = str(info['token'])
+            items = [
+                item
+                for item in info.get('instances') or ()
+                if names.get(item['bbox_label_3d']) in classes
+                and item.get('num_lidar_pts', 1) + (item.get('num_radar_pts') or 0) > 0
+            ]
+            velocity = [item.get('velocity') or (0.0, 0.0) for item in items]
+            boxes = np.array([[*item['bbox_3d'][:7], *v] for item, v in zip(items, velocity)]).reshape(-1, 9)
+            labels = [names[item['bbox_label_3d']] for item in items]
+            truth.add_boxes(token, self._boxes(info, boxes, labels, np.full(len(items), -1.0)))
+            best = np.argsort(-result['scores'])[: self.max_boxes]
+            labels = [classes[label] for label in result['labels'][best]]
+            predicted.add_boxes(token, self._boxes(info, result['boxes'][best], labels, result['scores'][best]))
+        if not truth.all:
+            raise DataError(f'{self.ann_file}: no box of the classes {", ".join(classes)} within their ranges')
+        aps, errors = {}, {}
+        for name in classes:
+            tables = {d: accumulate(truth, predicted, name, center_distance, d) for d in self.distances}
+            aps[name] = {d: calc_ap(table, 0.1, 0.1) for d, table in tables.items()}
+            errors[name] = {
+                key: calc_tp(tables[self.tp_distance], 0.1, key)
+                for key in _ERRORS
+                if key != 'attr_err' and name not in _UNDEFINED.get(key, ())
+            }
+        return summarise(aps, errors, classes)
+
+    def _boxes(self, info: Mapping, boxes: np.ndarray, names: Sequence[str], scores: np.ndarray) -> list:
+        """Boxes (G, >= 7; gravity centre) of the LiDAR frame in the global frame, those within their range."""
+        from pyquaternion import Quaternion
+
+        lidar2ego = np.asarray(info['lidar_points']['lidar2ego'], dtype=np.float64)
+        ego2global = np.asarray(info['ego2global'], dtype=np.float64)
+        made = []
+        for box, name, score in zip(boxes, names, scores):
+            ego = lidar2ego[:3, :3] @ box[:3] + lidar2ego[:3, 3]
+            if np.hypot(*ego[:2]) > self.class_range.get(name, 50):
+                continue
+            place = ego2global[:3, :3] @ ego + ego2global[:3, 3]
+            turn = ego2global[:3, :3] @ lidar2ego[:3, :3]
+            heading = turn @ np.array([np.cos(box[6]), np.sin(box[6]), 0.0])
+            speed = turn @ np.array([*(box[7:9] if len(box) >= 9 else (0.0, 0.0)), 0.0])
+            made.append(
+                SimpleNamespace(
+                    sample_token=str(info['token']),
+                    translation=tuple(place),
+                    size=(box[4], box[3], box[5]),
+                    rotation=tuple(Quaternion(axis=[0, 0, 1], angle=math.atan2(heading[1], heading[0])).elements),
+                    velocity=tuple(speed[:2]),
+                    ego_translation=tuple(ego),
+                    num_pts=1,
+                    detection_name=name,
+                    detection_score=float(score),
+                    attribute_name='',
+                )
+            )
+        return made

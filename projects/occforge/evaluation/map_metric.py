@@ -1,0 +1,77 @@
+"""Intersection over union of map masks.
+
+Source: the protocol of Liu et al., "BEVFusion", ICRA 2023.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmdet3d.registry import METRICS
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+
+from occforge.errors import DataError
+
+
+@METRICS.register_module()
+class BEVMapMetric(BaseMetric):
+    """Each class at several thresholds, over all cells of all samples.
+
+    ``map/<class>/iou@<threshold>``; ``map/<class>/iou@max``, the best threshold of each class; ``map/mean/iou@max``,
+    the mean over all classes, and ``map/present/iou@max``, that over the classes which occur in the truth.
+
+    Args:
+        thresholds: of the probabilities; a cell counts from its threshold on.
+        classes: names; None: the data set's ``map_classes``.
+    """
+
+    default_prefix = None
+
+    def __init__(
+        self,
+        thresholds: Sequence[float] = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65),
+        classes: Sequence[str] | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ):
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.thresholds = tuple(thresholds)
+        self.classes = classes
+
+    def process(self, data_batch, data_samples) -> None:
+        """Counts (2 + 1, classes, thresholds) of one sample: hits, false ones, missed ones. Samples without a map are
+        left out."""
+        for sample in data_samples:
+            if sample.get('gt_masks_bev') is None:
+                continue
+            probs, masks = sample['pred_masks_bev']['probs'], sample['gt_masks_bev']['masks']
+            if probs.shape != masks.shape:
+                raise DataError(
+                    f'sample {sample.get("token")}: masks {tuple(masks.shape)}, predictions {tuple(probs.shape)}'
+                )
+            thresholds = torch.tensor(self.thresholds, device=probs.device, dtype=probs.dtype)
+            predicted = probs.flatten(1)[:, :, None] >= thresholds
+            truth = masks.to(probs.device).flatten(1).bool()[:, :, None]
+            counts = [(predicted & truth).sum(1), (predicted & ~truth).sum(1), (~predicted & truth).sum(1)]
+            self.results.append(torch.stack(counts).cpu().numpy())
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        if not results:
+            raise DataError('BEVMapMetric: no sample has map masks (map_location, LoadBEVSegmentation)')
+        names = self.classes or self.dataset_meta['map_classes']
+        hits, false, missed = np.sum(results, axis=0).astype(np.float64)
+        iou = hits / (hits + false + missed + 1e-7)
+        found = {}
+        for index, name in enumerate(names):
+            for place, threshold in enumerate(self.thresholds):
+                found[f'map/{name}/iou@{threshold:.2f}'] = float(iou[index, place])
+            found[f'map/{name}/iou@max'] = float(iou[index].max())
+        best = iou.max(axis=1)
+        present = (hits + missed)[:, 0] > 0
+        found['map/mean/iou@max'] = float(best.mean())
+        found['map/present/iou@max'] = float(best[present].mean()) if present.any() else 0.0
+        absent = [name for name, there in zip(names, present) if not there]
+        if absent:
+            print_log(f'map classes without a cell in the truth: {", ".join(absent)}', logger='current')
+        return found
