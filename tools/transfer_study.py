@@ -217,7 +217,8 @@ def main(argv=None) -> int:
             name: duration(sum(stages.seconds.get(f'{name}, seed {seed}: training', 0.0) for seed in args.seeds))
             for name in args.configs
         }
-    text = f'{len(args.seeds)} seeds, mean ± standard error, in %.\n\n{markdown(rows, quantity=system["label"], more=more)}\n'
+    table = markdown(rows, quantity=system['label'], more=more)
+    text = f'{len(args.seeds)} seeds, mean ± standard error, in %.\n\n{table}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
     write_atomically(work_dir / 'transfer.md', text)
     document = dict(runs=rows, metric=system['metric'], seeds=args.seeds, source=str(source), seconds=stages.seconds,
