@@ -14,6 +14,8 @@ import os
 import sys
 import time
 
+import _cli
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +70,7 @@ def device_of(name: str) -> str:
 
 def work(args, images, device, number, queue):
     """One process: every so many-th image."""
+    _cli.use_this_checkout()
     try:
         queue.put((number, compute(args, images, device)))
     except Exception as error:
@@ -129,6 +132,7 @@ def verify(args, images) -> float:
 
 def main(argv=None):
     args = parse_args(argv)
+    _cli.use_this_checkout()
     import multiprocessing
 
     from occforge.errors import DataError, cli_errors

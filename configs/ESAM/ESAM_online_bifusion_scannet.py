@@ -39,6 +39,7 @@ custom_hooks = [
         type='PartialLoadHook',
         path=pretrained_3d,
         key_map=['backbone -> bi_encoder.backbone3d', 'neck -> bi_encoder.neck3d'],
+        take=['bi_encoder.backbone3d', 'bi_encoder.neck3d', 'pool', 'decoder', 'memory', 'merge_head'],
         min_loaded=0.9,
     ),
     dict(type='FusionStatisticsHook'),

@@ -7,12 +7,14 @@ import pytest
 import torch
 from esam_world import model_config
 from mmdet3d.registry import MODELS
-from occforge.engine import load_partially, parse_load_from, write_checkpoint
+from occforge.engine import load_config, load_partially, parse_load_from, write_checkpoint
 from occforge.errors import ConfigError
 from occforge.models.minkowski import from_minkowski, to_minkowski
 
 sys.path.insert(0, str(Path(__file__).parents[3] / 'tools' / 'converters'))
 from esam_official import CONVERTER
+
+ROOT = Path(__file__).parents[3]
 
 
 def build(*args, **kwargs):
@@ -58,8 +60,9 @@ def test_route_2_gives_route_3_its_3d_branch(tmp_path):
     cfg = model_config('BiFusionSegOnline', bi_fusion=True)
     cfg['bi_encoder'] = dict(cfg['bi_encoder'], neck3d=neck)
     target = MODELS.build(cfg)
-    key_map = ['backbone -> bi_encoder.backbone3d', 'neck -> bi_encoder.neck3d']
-    given = dict(path=str(tmp_path / 'mv.pth'), key_map=key_map)
+    hook = load_config(str(ROOT / 'configs/ESAM/ESAM_online_bifusion_scannet.py')).custom_hooks[0]
+    assert hook.type == 'PartialLoadHook' and hook.min_loaded == 0.9
+    given = dict(path=str(tmp_path / 'mv.pth'), key_map=hook.key_map, take=hook['take'])
     report = load_partially(target, parse_load_from(dict(given, min_loaded=0.9)))
     assert not report.unexpected
     for name, value in source.state_dict().items():
