@@ -16,7 +16,7 @@ point_cloud_range = list(_base_.occ_range)  # m, ego frame
 depth_range = list(_base_.depth_config.depth)  # m: from, to, step
 num_depth_bins = 44
 camera_channels = 32
-lidar_channels = 16
+lidar_channels = 24
 num_classes = 18
 # About (8000 / voxels a sample)^0.1 in the city; "free", ten times all others together, has a weight that leaves it most
 # of the loss. Stronger weights make the network see rare things everywhere. Order of occ3d.CLASS_NAMES.
@@ -35,7 +35,7 @@ model = dict(
     key_ego='lidar',
     free_prior=0.5,
     lidar_out_channel=lidar_channels,
-    out_dim=16,
+    out_dim=24,
     # Higher than published: with a few hundred steps the 2D labels are the shortest way to teach the image branch.
     depth_loss_weight=0.2,
     seg_loss_weight=0.5,
@@ -79,8 +79,8 @@ model = dict(
         in_channels=6,
         point_cloud_range=point_cloud_range,
         voxel_size=[0.2, 0.2, 0.2],
-        base_channels=16,
-        encoder_channels=((16, 16), (16, 16)),  # one stride of 2: 0.4 m
+        base_channels=32,
+        encoder_channels=((24, 24), (24, 24)),  # one stride of 2: 0.4 m
         norm_cfg=dict(type='BN1d', eps=1e-3, momentum=0.1),  # the published 0.01 needs thousands of steps
         input_scale=[1 / 40, 1 / 40, 1 / 3, 1 / 64, 1 / 16, 1 / 2],  # x, y, z in m, intensity, ring, age in s
         voxel_offsets=True,
@@ -90,7 +90,7 @@ model = dict(
     final_kernel=1,
     occ_encoder_backbone=dict(type='CustomResNet3D', num_layer=[1, 2, 2], num_channels=[32, 64, 96], stride=[1, 2, 2]),
     occ_encoder_neck=dict(type='LSSFPN3D', in_channels=32 + 64 + 96, out_channels=32),
-    occ_upsample=dict(type='SkipUpsample3D', out_channels=16, scale_factor=2),  # 0.4 m, the label grid
+    occ_upsample=dict(type='SkipUpsample3D', out_channels=24, scale_factor=2),  # 0.4 m, the label grid
     loss_occ=dict(
         type='OccupancyLoss',
         class_weight=class_weight,
@@ -119,7 +119,7 @@ param_scheduler = [
     ),
 ]
 
-custom_hooks = [dict(type='ImagePretrainHook', epochs=image_epochs)]
+custom_hooks = [dict(type='ImagePretrainHook', epochs=image_epochs, pipeline=_base_.image_train_pipeline)]
 
 linked_fields = [dict(name='use_mask', value=use_mask, to='model.use_mask')]
 linked_fields_schedule = [

@@ -24,9 +24,9 @@ def test_the_slope_and_its_error():
 
 
 class Follow:
-    """Enough of a runner to follow a made-up course of memory."""
+    """Enough of a runner to follow a made-up course of memory; ``phase``: the iteration that begins another phase."""
 
-    def __init__(self, course):
+    def __init__(self, course, phase=None):
         self.lines = []
         self.iter = 0
         self.message_hub = MessageHub('memory')
@@ -35,6 +35,8 @@ class Follow:
         hook.measure = lambda: dict(host=course(self.iter))
         hook.before_train(self)
         for self.iter in range(1000):
+            if self.iter == phase:
+                hook.restart(self)
             hook.after_train_iter(self, self.iter)
 
 
@@ -42,6 +44,8 @@ def test_growth_is_warned_of_and_a_level_is_not():
     grown = Follow(lambda step: 1000 + 0.2 * step)
     assert len(grown.lines) == 1 and 'memory grows: host' in grown.lines[0] and ' 200 +- 0 MiB' in grown.lines[0]
     assert not Follow(lambda step: 1000 + 300 * (step > 90) + step % 7).lines  # what a warm-up fills
+    assert Follow(lambda step: 1000 + 300 * (step > 500)).lines  # nobody said that another phase begins
+    assert not Follow(lambda step: 1000 + 300 * (step > 500), phase=500).lines
     assert not Follow(lambda step: 1000 + 0.02 * step + step % 7).lines  # 20 MiB per 1000 iterations
     assert not Follow(lambda step: 1000 + 300 * random.Random(step).random()).lines  # noise
 

@@ -9,12 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmcv.transforms import Compose
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
+from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 from occforge.engine.config import load_config
 from occforge.errors import ConfigError
 from occforge.systems.fusionocc import ImagePretrainHook
+from torch.utils.data import DataLoader, Subset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -365,7 +368,7 @@ def test_image_only_phase_trains_the_image_branch_alone():
 
 def test_image_pretrain_hook_switches_between_epochs():
     model = tiny_model('painted')
-    runner = SimpleNamespace(model=model, epoch=0, max_epochs=3)
+    runner = SimpleNamespace(model=model, epoch=0, max_epochs=3, hooks=[])
     hook = ImagePretrainHook(epochs=2)
     phases = []
     hook.before_train(runner)
@@ -383,6 +386,42 @@ def test_image_pretrain_hook_switches_between_epochs():
     with pytest.raises(ConfigError, match='no camera branch'):
         hook.before_train(SimpleNamespace(model=tiny_model('lidar'), epoch=0, max_epochs=3))
     ImagePretrainHook(epochs=0).before_train(SimpleNamespace(model=tiny_model('lidar'), epoch=0, max_epochs=3))
+
+
+class Frames(torch.utils.data.Dataset):
+    """A dataset whose samples are what its pipeline makes of their numbers."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return self.pipeline(dict(number=number))['number']
+
+
+@TRANSFORMS.register_module()
+class AddTo:
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, results):
+        return dict(number=results['number'] + self.value)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_image_pretrain_hook_reads_with_a_pipeline_of_its_own(workers):
+    """Of a wrapped dataset, in running workers too; the dataset's own is back afterwards."""
+    hook = ImagePretrainHook(epochs=2, pipeline=[dict(type='AddTo', value=100)])
+    dataset = Subset(Frames(Compose([dict(type='AddTo', value=10)])), [0, 1])
+    loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0)
+    runner = SimpleNamespace(model=tiny_model('painted'), epoch=0, max_epochs=3, train_dataloader=loader, hooks=[])
+    read = []
+    for runner.epoch in (0, 1, 2, 1):
+        hook.before_train_epoch(runner)
+        read.append([int(number) for number in loader])
+    assert read == [[100, 101], [100, 101], [10, 11], [100, 101]]
 
 
 # ------------------------------------------------------------------------------------------------ shipped configs

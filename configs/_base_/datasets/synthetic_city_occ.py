@@ -1,7 +1,7 @@
 # The synthetic city (tools/create_data.py synthetic_city) at a size that trains on two CPU cores: images of 800 x 450
 # pixels scaled to 448 x 252, of which the lowest 160 rows stay: the road, and some 12 degrees above the horizon.
-# One camera frame; the LiDAR points of up to eight key frames and of the sweep half-way between each two, all of them
-# (the city's 32 beams are few enough), with their age.
+# One camera frame; the LiDAR points of up to eight key frames and of every other sweep between them, all of them (the
+# city's 32 beams are few enough), with their age.
 _base_ = ['./nuscenes_occ.py']
 
 data_root = 'data/synthetic_city'
@@ -22,7 +22,9 @@ feature_stride = 8  # image pixels per pixel of the feature maps
 
 read_images_train = dict(type='PrepareImageInputs', data_config=data_config, is_train=True, num_adjacent=camera_frames)
 read_images_test = dict(type='PrepareImageInputs', data_config=data_config, num_adjacent=camera_frames)
-fuse_points = dict(type='FuseAdjacentPoints', num_adjacent=lidar_frames, sweeps=[4], load_dim=5, with_time=True)
+fuse_points = dict(
+    type='FuseAdjacentPoints', num_adjacent=lidar_frames, sweeps=[1, 3, 5, 7], load_dim=5, with_time=True
+)
 flip_train = dict(type='BEVAug', bda_aug_conf=_base_.bda_aug_conf, is_train=True)
 flip_test = dict(type='BEVAug', bda_aug_conf=_base_.bda_aug_conf)
 depth_train = dict(
@@ -58,6 +60,9 @@ camera_train_pipeline = [
     dict(type='PackOccInputs', exclude_keys=('points',)),
 ]
 camera_test_pipeline = [read_images_test, _base_.load_labels, flip_test, pack]
+
+# For the image branch alone
+image_train_pipeline = [read_images_train, _base_.load_points, _base_.load_lidarseg, flip_train, depth_train, pack]
 
 # For LiDAR-only models
 lidar_train_pipeline = [_base_.load_labels, *read_points, flip_train, pack]

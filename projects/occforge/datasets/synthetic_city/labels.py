@@ -6,11 +6,12 @@ A voxel is judged at sample points 0.1 m apart (4 x 4 x 4 in a voxel of 0.4 m).
   its solids. The outer margin makes the test conservative (a flat face anywhere in the voxel is found) and covers the
   range noise of the scans that real labels are accumulated from.
 * The ground is the sheet of the height field, sampled at 0.1 m over each column, 3 cm thick.
-* A surface is only there where the LiDAR hit it in the ``SEEN_BEFORE`` seconds up to the moment, or within a voxel of
-  such a hit, as Occ3D labels what its accumulated scans hit: the far sides, the inside and the back yards that no sweep
-  reached are free. Hits on moving objects move with them. (Occ3D accumulates whole scenes. More than a third of such
-  labels is first seen after the moment, and a model can but guess it; here all that is labelled had been seen by then,
-  so that a score without a mask says how well a model perceives.)
+* A surface is only there where the LiDAR hit it in the ``SEEN_BEFORE`` seconds up to the moment, as Occ3D labels what
+  its accumulated scans hit: the far sides, the inside and the back yards that no sweep reached are free. An object's
+  voxel was itself hit; the ground, whose rings lie metres apart, is closed to the voxels around a hit. Hits on moving
+  objects move with them. (Occ3D accumulates whole scenes. More than a third of such labels is first seen after the
+  moment, and a model can but guess it; here all that is labelled had been seen by then, so that a score without a mask
+  says how well a model perceives.)
 * A voxel that holds several classes gets the object class with the most samples if that fills at least 1/10 of it,
   else the ground's most frequent class, else the object class. Small classes weigh more (see ``WEIGHT``).
 """
@@ -34,7 +35,7 @@ SKIN = 0.1  # metres into solids
 SHEET = 0.03  # half thickness of the ground, metres
 FILLED = 0.1  # share of a voxel from which on an object owns it
 SEEN_BEFORE = 3.5  # seconds before a key frame whose sweeps make its labels
-HIT_CELL = 0.2  # metres; hits closer together than this are kept once
+HIT_CELL = 0.1  # metres; hits closer together than this are kept once
 MASK_RAYS = (240, 135)  # camera rays for the camera mask, across and down, through the centres of equal blocks
 WEIGHT = np.ones(18)  # of a class's samples against those of other objects
 WEIGHT[[2, 6, 7, 8]] = 2.0  # bicycle, motorcycle, pedestrian, traffic cone
@@ -76,7 +77,7 @@ class Seen:
         self.cells, self.agents = np.stack(cells, 1).astype(np.int32), (key >> 3 * self._BITS).astype(np.int32) - 1
 
     def voxels(self, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
-        """(X, Y, Z) bool each: within a voxel of a hit on the ground, and of one on an object."""
+        """(X, Y, Z) bool each: voxels within one of a hit on the ground, and voxels of hits on objects."""
         age = moment.time - self.times
         near = (age < SEEN_BEFORE + 0.01) & (age > -0.01)
         agents, points = self.agents[near], (self.cells[near] + 0.5) * HIT_CELL
@@ -89,12 +90,10 @@ class Seen:
         points = points @ back[:3, :3].T + back[:3, 3]
         index = np.floor((points - POINT_CLOUD_RANGE[:3]) / VOXEL_SIZE).astype(np.int64)
         inside = ((index >= 0) & (index < GRID_SIZE)).all(1)
-        grids = []
-        for wanted in (agents < 0, agents >= 0):
-            grid = np.zeros(GRID_SIZE, np.uint8)
-            grid[tuple(index[inside & wanted].T)] = 1
-            grids.append(ndimage.maximum_filter(grid, 3, mode='constant').astype(bool))
-        return tuple(grids)
+        on_ground, on_objects = (np.zeros(GRID_SIZE, bool) for _ in range(2))
+        on_ground[tuple(index[inside & (agents < 0)].T)] = True
+        on_objects[tuple(index[inside & (agents >= 0)].T)] = True
+        return ndimage.binary_dilation(on_ground, np.ones((3, 3, 3))), on_objects
 
     def _to_own(self, points, agents, place):
         moving = agents >= self.world.still

@@ -49,6 +49,10 @@ class MemorySlopeHook(Hook):
         return dict(host=host_memory(), process=resident_memory(), gpu=gpu_allocated())
 
     def before_train(self, runner) -> None:
+        self.restart(runner)
+
+    def restart(self, runner) -> None:
+        """Forget what was measured and warm up again: what a phase of the training needs more is no leak."""
         self._start = runner.iter
         self._history.clear()
 

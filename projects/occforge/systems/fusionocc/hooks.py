@@ -1,10 +1,12 @@
 """Phases of FusionOcc's training."""
 
+from mmcv.transforms import Compose
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from ...engine.hooks import MemorySlopeHook
 from ...errors import ConfigError
 
 
@@ -18,13 +20,18 @@ class ImagePretrainHook(Hook):
 
     Args:
         epochs: number of epochs at the start of the training; 0: none.
+        pipeline: what reads the samples of those epochs, instead of the training dataset's own pipeline; None: the
+            same for all. Steps of the image branch need no earlier clouds and no labels of voxels, and are fast enough
+            to have to wait for them.
 
     Raises:
         ConfigError: no epoch is left for the whole model, or it has no camera branch.
     """
 
-    def __init__(self, epochs: int):
+    def __init__(self, epochs: int, pipeline: list | None = None):
         self.epochs = epochs
+        self.pipeline = None if pipeline is None else Compose(pipeline)
+        self._own_pipeline = None
 
     def before_train(self, runner) -> None:
         if self.epochs >= runner.max_epochs:
@@ -42,11 +49,27 @@ class ImagePretrainHook(Hook):
         image_only = runner.epoch < self.epochs
         if image_only != model.image_only or runner.epoch == 0:
             model.image_only = image_only
+            self._switch_pipeline(runner, image_only)
+            for hook in runner.hooks:
+                if isinstance(hook, MemorySlopeHook):
+                    hook.restart(runner)
             part = f'the image branch alone, for {self.epochs} epochs' if image_only else 'the whole model'
             print_log(f'training {part}', logger='current')
 
     def after_train(self, runner) -> None:
         self._model(runner).image_only = False
+
+    def _switch_pipeline(self, runner, image_only):
+        if self.pipeline is None:
+            return
+        loader = runner.train_dataloader
+        dataset = loader.dataset
+        while hasattr(dataset, 'dataset'):  # RepeatDataset and its like
+            dataset = dataset.dataset
+        if self._own_pipeline is None:
+            self._own_pipeline = dataset.pipeline
+        dataset.pipeline = self.pipeline if image_only else self._own_pipeline
+        loader._iterator = None  # ends persistent workers, which hold copies of the dataset
 
     @staticmethod
     def _model(runner):
