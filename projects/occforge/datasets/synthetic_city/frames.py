@@ -90,13 +90,14 @@ def write_sweeps(job: Job) -> None:
         turn = lidar.sweep(world, moment, job.rig.lidar, rng)
         with atomic_write(root / job.lidar_file(number), durable=False) as file:
             file.write(turn.points.tobytes())
-        seen.add(turn.exact, turn.agents, moment)
+        pose = lidar.lidar_pose(job.rig.lidar, moment.ego)
+        seen.add(turn.points[:, :3] @ pose[:3, :3].T + pose[:3, 3], turn.agents, moment)
         if number % SWEEPS == 0:
             token = job.key_lidar_tokens[number // SWEEPS]
             with atomic_write(root / 'lidarseg' / job.version / f'{token}_lidarseg.bin', durable=False) as file:
                 file.write(turn.labels.tobytes())
     seen.close()
-    _save(done, cells=seen.cells, agents=seen.agents, times=seen.times)
+    _save(done, points=seen.points, agents=seen.agents, times=seen.times)
 
 
 def write_frame(job: Job, frame: int) -> None:
@@ -138,7 +139,7 @@ def write_frame(job: Job, frame: int) -> None:
 @functools.lru_cache(maxsize=1)
 def _read_seen(path):
     with np.load(path) as data:
-        return data['cells'], data['agents'], data['times']
+        return data['points'], data['agents'], data['times']
 
 
 def load_seen(job: Job, world: World) -> labels.Seen:

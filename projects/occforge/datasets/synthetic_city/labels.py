@@ -35,7 +35,7 @@ SKIN = 0.1  # metres into solids
 SHEET = 0.03  # half thickness of the ground, metres
 FILLED = 0.1  # share of a voxel from which on an object owns it
 SEEN_BEFORE = 3.5  # seconds before a key frame whose sweeps make its labels
-HIT_CELL = 0.1  # metres; hits closer together than this are kept once
+HIT_CELL = 0.05  # metres; hits closer together than this are kept once
 MASK_RAYS = (240, 135)  # camera rays for the camera mask, across and down, through the centres of equal blocks
 WEIGHT = np.ones(18)  # of a class's samples against those of other objects
 WEIGHT[[2, 6, 7, 8]] = 2.0  # bicycle, motorcycle, pedestrian, traffic cone
@@ -46,41 +46,45 @@ class Seen:
     scene's.
 
     Attributes:
-        cells: (N, 3) int32 cells of ``HIT_CELL`` metres.
+        points: (N, 3) float32 metres.
         agents: (N,) int32 owner of the surface, -1 for the ground.
         times: (N,) float32 time of the sweep's key frame interval, seconds.
     """
 
-    _BITS, _OFFSET = 14, 1 << 13  # of a cell's coordinate in a key
+    _BITS, _OFFSET = 16, 1 << 15  # of a cell's coordinate in a key
 
-    def __init__(self, world: World, cells=None, agents=None, times=None):
-        self.world, self.cells, self.agents, self.times = world, cells, agents, times
-        self._keys = {}
+    def __init__(self, world: World, points=None, agents=None, times=None):
+        self.world, self.points, self.agents, self.times = world, points, agents, times
+        self._kept = {}  # interval -> [(keys, points)]
 
     def add(self, points, agents, moment: Moment):
-        """A sweep of that moment: points (N, 3) scene metres, agents (N,), -1 for the ground."""
+        """A sweep of that moment: points (N, 3) as measured, scene metres, agents (N,), -1 for the ground."""
         own = self._to_own(points, agents, moment.place)
         cell = np.floor(own / HIT_CELL).astype(np.int64) + self._OFFSET
-        key = agents + 1
+        key = agents.astype(np.int64) + 1
         for axis in range(3):
             key = (key << self._BITS) | cell[:, axis]
+        key, first = np.unique(key, return_index=True)
         # kept once per half second: a sweep counts from the end of its interval on
         interval = KEYFRAME_STEP * np.ceil(moment.time / KEYFRAME_STEP - 1e-6)
-        self._keys.setdefault(interval, []).append(np.unique(key))
+        self._kept.setdefault(interval, []).append((key, own[first].astype(np.float32)))
 
     def close(self):
         """Put the added sweeps together."""
-        keys = [np.unique(np.concatenate(some)) for some in self._keys.values()]
-        self.times = np.repeat(np.array(list(self._keys), np.float32), [len(key) for key in keys])
-        key, mask = np.concatenate(keys), (1 << self._BITS) - 1
-        cells = [((key >> shift) & mask) - self._OFFSET for shift in (2 * self._BITS, self._BITS, 0)]
-        self.cells, self.agents = np.stack(cells, 1).astype(np.int32), (key >> 3 * self._BITS).astype(np.int32) - 1
+        keys, points, times = [], [], []
+        for interval, sweeps in self._kept.items():
+            key, first = np.unique(np.concatenate([key for key, _ in sweeps]), return_index=True)
+            keys.append(key)
+            points.append(np.concatenate([own for _, own in sweeps])[first])
+            times.append(np.full(len(key), interval, np.float32))
+        self.points, self.times = np.concatenate(points), np.concatenate(times)
+        self.agents = (np.concatenate(keys) >> 3 * self._BITS).astype(np.int32) - 1
 
     def voxels(self, moment: Moment) -> tuple[np.ndarray, np.ndarray]:
         """(X, Y, Z) bool each: voxels within one of a hit on the ground, and voxels of hits on objects."""
         age = moment.time - self.times
         near = (age < SEEN_BEFORE + 0.01) & (age > -0.01)
-        agents, points = self.agents[near], (self.cells[near] + 0.5) * HIT_CELL
+        agents, points = self.agents[near], self.points[near].astype(np.float64)
         moving = agents >= self.world.still
         x, y, z, yaw = moment.place[agents[moving]].T
         c, s = np.cos(yaw), np.sin(yaw)
