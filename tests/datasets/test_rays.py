@@ -335,3 +335,25 @@ def test_labelled_frames_alone(tiny_city):
     assert len(part) == 1 and part[0]['with_gt'] is True
     with pytest.raises(ConfigError, match='none'):
         LabelledFrames(make(tiny_city, label_fraction=0.0))
+
+
+def test_depths_of_the_older_frames_are_those_of_their_own_clouds(tiny_city):
+    pipeline = [
+        dict(type='PrepareImageInputs', data_config=dict(input_size=(96, 192)), num_adjacent=1),
+        dict(type='LoadLidarPoints'),
+        dict(type='PointToMultiViewDepth', grid_config=dict(depth=(1.0, 45.0, 1.0)), downsample=8, num_adjacent=1),
+    ]
+    fields = dict(
+        type='NuScenesOccDataset',
+        ann_file='nuscenes_infos_train.pkl',
+        data_root=str(tiny_city),
+        pipeline=pipeline,
+    )
+    dataset = DATASETS.build(dict(fields, num_adjacent=1))
+    first, second = dataset[0], dataset[1]
+    assert second['adjacent_depth'].shape == (1, 6, 12, 24)
+    np.testing.assert_allclose(second['adjacent_depth'][0], first['sparse_depth'], atol=1e-5)
+    np.testing.assert_allclose(first['adjacent_depth'][0], first['sparse_depth'])  # a scene's start repeats itself
+    assert not np.array_equal(second['sparse_depth'], first['sparse_depth'])
+    with pytest.raises(ConfigError, match='num_adjacent'):
+        DATASETS.build(dict(fields, num_adjacent=1, pipeline=[dict(pipeline[0], num_adjacent=0), *pipeline[1:]]))[1]

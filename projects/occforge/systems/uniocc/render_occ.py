@@ -54,6 +54,9 @@ class RenderOcc(StereoVolumeDetector):
     Besides that detector's ``inputs``: ``rays``, B tensors (R_i, 13), see ``models.heads.Rays``.
     """
 
+    #: timed by tools/benchmarks/model.py beside the modules
+    stage_methods = ('label_losses',)
+
     def __init__(
         self,
         nerf_head=None,
