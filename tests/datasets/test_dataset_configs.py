@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_nuscenes import write_world
 from occforge.datasets import NuScenesOccDataset
@@ -37,6 +38,14 @@ def test_synthetic_city(city, split, kind):
         assert inputs['imgs'].shape == (1, 6, 160, 448, 3)
     assert ('segs' in inputs) == (split == 'train' and kind != 'lidar_')
     assert data['data_samples'].gt_occ.semantics.shape == (200, 200, 16)
+
+
+def test_the_image_branch_alone_reads_the_same_pixels(city):
+    cfg = load_config(CONFIGS / 'synthetic_city_occ.py', [f'data_root={city}'])
+    alone, whole = (build(cfg, pipeline=cfg[f'{kind}train_pipeline'])[1]['inputs'] for kind in ('image_', ''))
+    assert set(whole) - set(alone) == {'points'}
+    for key, value in alone.items():
+        np.testing.assert_array_equal(value, whole[key], err_msg=key)
 
 
 def test_nuscenes(city):

@@ -62,7 +62,15 @@ camera_train_pipeline = [
 camera_test_pipeline = [read_images_test, _base_.load_labels, flip_test, pack]
 
 # For the image branch alone
-image_train_pipeline = [read_images_train, _base_.load_points, _base_.load_lidarseg, flip_train, depth_train, pack]
+image_train_pipeline = [
+    read_images_train,
+    _base_.load_points,
+    _base_.load_lidarseg,
+    _base_.to_ego,
+    flip_train,
+    depth_train,
+    dict(type='PackOccInputs', exclude_keys=('points',)),
+]
 
 # For LiDAR-only models
 lidar_train_pipeline = [_base_.load_labels, *read_points, flip_train, pack]
