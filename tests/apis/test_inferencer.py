@@ -210,3 +210,16 @@ def test_mistakes_of_the_tool(arguments, message, capsys):
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
+
+
+def test_fb_occ_remembers_in_a_stream_and_not_in_a_call(tiny_city, tokens):
+    torch.manual_seed(0)
+    config = CONFIG.parents[1] / 'fbocc/fbocc_synthetic.py'
+    inferencer = Inferencer(config, device='cpu', cfg_options={'data_root': str(tiny_city)})
+    alone = inferencer(tokens[:2])
+    stream = inferencer.stream()
+    first, second = (stream.step(token) for token in tokens[:2])
+    np.testing.assert_array_equal(first.occupancy.semantics, alone[0].occupancy.semantics)
+    assert (second.occupancy.semantics != alone[1].occupancy.semantics).any()  # the first frame is in it
+    stream.reset()
+    np.testing.assert_array_equal(stream.step(tokens[1]).occupancy.semantics, alone[1].occupancy.semantics)
