@@ -13,6 +13,8 @@ their own, so that the frame before is half a second away as with key frames.
 import argparse
 import sys
 
+import _cli
+
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,6 +32,7 @@ def parse_args(argv=None):
 
 def main(argv=None) -> int:
     args = parse_args(argv)
+    _cli.use_this_checkout()
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():
