@@ -99,7 +99,7 @@ class LoadSpec:
 
     Attributes:
         sources: files, the first that has a tensor gives it.
-        classes: class names of the model in its order; None: what the data set says.
+        classes: class names of the model in its order; None: what the data set says, or the model (``class_names``).
         class_axes: name (pattern) of a tensor -> axis of its class rows, or dict(axis=, source=, target=) with names of
             its own (cameras, tasks; ``meta='map_classes'`` instead of source: the names under this entry of the file's
             metadata), dict(axis=, start=) where so many other rows are in front (and others behind). Added to the
@@ -359,7 +359,8 @@ class _Transfer:
         self.spec, self.source, self.ours, self.kinds = spec, source, ours, kinds
         self.checkpoint = checkpoint
         self.rename = _renaming(source, checkpoint, ours, model)
-        self.model_classes = spec.classes if spec.classes is not None else classes
+        named = (spec.classes, classes, getattr(model, 'class_names', None))  # what says it first
+        self.model_classes = next((names for names in named if names is not None), None)
         self.file_classes = source.source_classes if source.source_classes is not None else classes_of(checkpoint)
         self.class_axes = {**getattr(model, 'class_axes', {}), **spec.class_axes}
         self.metadata: dict[str, int] = {}

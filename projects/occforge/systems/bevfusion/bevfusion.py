@@ -158,6 +158,14 @@ class BEVFusion(Base3DDetector):
         self._check_planes()
 
     @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Object classes in the head's order, where it knows them."""
+        names = getattr(self.bbox_head, 'class_names', None)
+        if names and not isinstance(names[0], str):  # CenterHead's, task by task
+            names = [name for task in names for name in task]
+        return None if names is None else tuple(names)
+
+    @property
     def class_axes(self) -> dict[str, Any]:
         """Which axis of which tensor holds class rows; the map's classes have their own names."""
         axes = {}
