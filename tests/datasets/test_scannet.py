@@ -14,7 +14,7 @@ from occforge.datasets import synthetic_rooms
 from occforge.datasets.info_files import load_pickle
 from occforge.datasets.preparation.scannet import pack_clip, prepare
 from occforge.datasets.rgbd import label_image, sample_frame
-from occforge.datasets.transforms.scannet import INTRINSICS, read_cloud, read_ids
+from occforge.datasets.transforms.scannet import INTRINSICS, read_cloud, read_ids, read_image
 from occforge.engine import load_config
 from occforge.errors import DataError
 from occforge.evaluation import UnifiedSegMetric
@@ -112,6 +112,20 @@ def test_a_training_step_and_an_evaluation(rooms, config, monkeypatch):
     metric.process(None, [found[0].to_dict()])
     numbers = metric.compute_metrics(metric.results)
     assert {'all_ap', 'all_ap_50%', 'all_ap_25%', 'mcov', 'mwcov', 'mrec', 'mprec', 'miou'} <= set(numbers)
+
+
+@pytest.mark.parametrize('config', ['ESAM_sv_bifusion_scannet', 'ESAM_online_bifusion_scannet'])
+def test_augmentation_leaves_the_images_alone(rooms, config):
+    cfg, _ = dataset(rooms, config)
+    given = cfg.train_dataloader.dataset
+    for step in given.pipeline:
+        if step.type == 'RandomFlip3D':
+            step.flip_ratio_bev_horizontal = step.flip_ratio_bev_vertical = 1.0
+    packed = DATASETS.build(given)[0]['inputs']['img']
+    images = [packed] if packed.dim() == 3 else list(packed)
+    folder = rooms / 'exports' / '2D' / 'scene0000_00' / 'color'
+    stored = [torch.from_numpy(read_image(path)) for path in sorted(folder.glob('*.jpg'))]
+    assert all(any(torch.equal(image, each) for each in stored) for image in images)
 
 
 def truth_sample(data):

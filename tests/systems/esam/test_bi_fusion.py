@@ -149,7 +149,7 @@ def test_loader_finds_files_and_counts_missing_ones(tmp_path):
     for prefix in ('', f'{tmp_path}/'):
         results = load(dict(img_paths=[f'{prefix}2D/s/color/0.jpg', f'{prefix}2D/s/color/40.jpg']))
         assert [each is not None for each in results['clip_pix']] == [True, False]
-        assert results['img'].shape == (2, 3, 480, 640) and results['img'][1].max() > 0
+        assert results['frame_img'].shape == (2, 3, 480, 640) and results['frame_img'][1].max() > 0
     assert load.missing == 2
     with pytest.raises(DataError, match=r'40\.pt: no such file'):
         LoadClipFeature(data_root=str(tmp_path), strict=True)(dict(img_path='2D/s/color/40.jpg'))
@@ -169,7 +169,7 @@ def test_projection_comes_before_augmentation():
 def test_packer_marks_frames_without_features():
     pack = Pack3DDetInputs_(keys=['clip_pix', 'clip_global', 'clip_uv'])
     packed = pack(dict(points=torch.zeros(3, 6), clip_pix=None, clip_global=None, clip_uv=np.zeros((3, 2)),
-                       img=np.zeros((3, 4, 4), np.uint8)))['inputs']  # fmt: skip
+                       frame_img=np.zeros((3, 4, 4), np.uint8)))['inputs']  # fmt: skip
     assert 'clip_pix' not in packed and not packed['clip_mask'] and packed['img'].shape == (3, 4, 4)
 
 

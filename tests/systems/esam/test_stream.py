@@ -161,3 +161,36 @@ def test_superpoints_that_do_not_fit_are_refused():
     samples[0].gt_pts_seg.sp_pts_mask = torch.zeros(600).long()
     with pytest.raises(DataError, match='superpoints'):
         model.loss(inputs, samples)
+
+
+def coverage(model, inputs, samples):
+    """Mean best IoU of the instances of a batch."""
+    with torch.no_grad():
+        found = model.eval().predict(inputs, samples)
+    best = []
+    for sample in found:
+        truth, masks = sample.gt_pts_seg.pts_instance_mask.numpy(), sample.pred_pts_seg.pts_instance_mask[0]
+        for each in range(truth.max() + 1):
+            own = truth == each
+            best.append(max([(own & mask).sum() / (own | mask).sum() for mask in masks], default=0.0))
+    return float(np.mean(best))
+
+
+def test_training_lowers_the_losses_and_finds_the_instances():
+    torch.manual_seed(0)
+    model = MODELS.build(model_config())
+    inputs, samples = batch((0, 1))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.momentum = 0.5  # so few steps would leave the published 0.02 at its start
+    before = coverage(model, inputs, samples)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    totals = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        total = sum(model.train().loss(inputs, samples).values())
+        total.backward()
+        optimizer.step()
+        totals.append(float(total))
+    assert np.mean(totals[-5:]) < 0.7 * np.mean(totals[:5])
+    assert coverage(model, inputs, samples) > before + 0.1

@@ -29,6 +29,9 @@ INTRINSICS = dict(
     scannet200=(577.870605, 577.870605, 319.5, 239.5),
     scenenn=(544.47329, 544.47329, 320.0, 240.0),
 )
+# Where the pipeline keeps the frames' images: under 'img', mmdet3d's RandomFlip3D would mirror them, and what was
+# projected into them would lie elsewhere. The packers call them img.
+IMAGE = 'frame_img'
 # SceneNN's y axis points down: its points and poses are turned so that z is up.
 SCENENN_ROTATION = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 
@@ -157,7 +160,8 @@ class NormalizePointsColor_(BaseTransform):
         points = results['points']
         if not points.attribute_dims or 'color' not in points.attribute_dims:
             raise DataError('NormalizePointsColor_: the points have no colours (use_color=True)')
-        points.color = (points.color - self.mean) / self.std
+        columns = points.attribute_dims['color']  # not its setter, which warns of values outside of 0..255
+        points.tensor[:, columns] = (points.tensor[:, columns] - self.mean) / self.std
         return results
 
 
@@ -445,7 +449,7 @@ class LoadAdjacentDataFromFile(BaseTransform):
                 clouds.append(rec)
                 results['rec_count'] = len(rec)
         if self.use_FF:
-            results['img'] = np.stack([read_image(path) for path in results['img_paths']])
+            results[IMAGE] = np.stack([read_image(path) for path in results['img_paths']])
         points = np.concatenate(clouds)
         dims = dict(color=[3, 4, 5]) if self.use_color else None
         results['points'] = self.points_class(points, points_dim=points.shape[1], attribute_dims=dims)
@@ -495,14 +499,14 @@ def read_image(path) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class LoadFrameImage(BaseTransform):
-    """Reads ``img_path`` (or each of ``img_paths``): ``img`` (3, H, W) uint8 RGB, with frames in front where
+    """Reads ``img_path`` (or each of ``img_paths``): ``frame_img`` (3, H, W) uint8 RGB, with frames in front where
     several."""
 
     def transform(self, results: dict) -> dict:
         if 'img_paths' in results:
-            results['img'] = np.stack([read_image(path) for path in results['img_paths']])
+            results[IMAGE] = np.stack([read_image(path) for path in results['img_paths']])
         else:
-            results['img'] = read_image(results['img_path'])
+            results[IMAGE] = read_image(results['img_path'])
         return results
 
 
@@ -604,7 +608,7 @@ class LoadClipFeature(BaseTransform):
             frames = [None if f is not None else read_image(self._resolve(p)) for f, p in zip(found, images)]
             shape = next(frame.shape for frame in frames if frame is not None)
             frames = [np.zeros(shape, np.uint8) if frame is None else frame for frame in frames]
-            results['img'] = np.stack(frames) if many else frames[0]
+            results[IMAGE] = np.stack(frames) if many else frames[0]
         results['clip_pix'] = pix if many else pix[0]
         results['clip_global'] = mean if many else mean[0]
         return results
@@ -647,7 +651,8 @@ class _Packer(Pack3DDetInputs):
         keys = set(self.keys) | {'points'}
         if 'clip_pix' in keys:
             self._clip(results, frames)
-            keys |= {'clip_mask'} | ({'img'} & set(results))
+            keys |= {'clip_mask', 'img'}
+        results['img'] = results.pop(IMAGE, None)
         sample, inputs = Det3DDataSample(), {}
         for name in self.INPUT_NAMES:
             if name == 'depth2img' and 'depth2img' in keys:
