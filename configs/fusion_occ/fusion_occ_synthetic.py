@@ -41,6 +41,7 @@ model = dict(
     seg_loss_weight=0.5,
     img_seg_head=True,
     point_painting=True,
+    point_colours=True,
     img_backbone=dict(
         type='mmdet.ResNet',
         depth=18,
@@ -103,7 +104,7 @@ model = dict(
 
 # -------------------------------------------------------------------------------------------------------- schedule
 # The first epochs teach the image branch alone: such a step takes a quarter of a whole one.
-image_epochs = 12
+image_epochs = 8
 max_epochs = image_epochs + 8
 lr = 8e-3
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)

@@ -329,6 +329,37 @@ def test_painting_teaches_the_segmentation_from_the_occupancy():
         assert not torch.equal(model(inputs, samples, mode='tensor'), seen)
 
 
+@pytest.mark.parametrize('offsets', [False, True])
+def test_what_the_painted_points_have(offsets):
+    """Class scores where ``class_axes`` says, the colours of their pixels last; nothing where no camera sees them."""
+    encoder = dict(tiny_config()['lidar_encoder'], voxel_offsets=offsets)
+    model = tiny_model('painted', lidar_encoder=encoder, point_colours=True)
+    inputs, samples = tiny_batch()
+    colour = torch.tensor([0.5, -1.5, 2.0])
+    inputs['imgs'] = colour.view(3, 1, 1).expand_as(inputs['imgs']).clone()
+    classifier = model.img_view_transformer.depth_seg_net.seg_out
+    with torch.no_grad():
+        classifier.weight.zero_()
+        classifier.bias.zero_()[3] = 30.0
+    seen = []
+    model.lidar_encoder.conv_input.register_forward_hook(lambda module, args, output: seen.append(args[0].features))
+    model(inputs, samples, mode='loss')
+    name = 'lidar_encoder.conv_input.0.weight'
+    start = model.class_axes[name]['start']
+    assert seen[0].shape[1] == model.state_dict()[name].shape[4] == start + model.num_classes + 3
+    classes, colours = seen[0][:, start : start + model.num_classes - 1], seen[0][:, -3:]
+    outside = (colours == 0).all(1)
+    assert 0 < outside.sum() < len(colours) and (classes[outside] == 0).all()
+    torch.testing.assert_close(colours[~outside], colour.expand_as(colours[~outside]), rtol=1e-4, atol=1e-4)
+    expected = torch.eye(model.num_classes - 1)[3].expand_as(classes[~outside])
+    torch.testing.assert_close(classes[~outside], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_point_colours_need_painting():
+    with pytest.raises(ConfigError, match='point_colours needs point_painting'):
+        MODELS.build(tiny_config(point_colours=True))
+
+
 COARSE = dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0])
 
 

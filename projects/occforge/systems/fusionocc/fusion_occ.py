@@ -72,6 +72,8 @@ class FusionOCC(Base3DDetector):
         point_painting: give the LiDAR voxels what the view transformer's segmentation says of the pixels that they
             project to, and how well its depth agrees (``paint_positions``): semantics then reach the points without
             passing the depth bins.
+        point_colours: with ``point_painting``, give them the pixels' colours, too: the classes come from feature maps
+            whose pixels are wider than a pedestrian.
         num_adj: previous camera frames.
         use_lidar, use_camera: modality.
         lidar_encoder: config of another LiDAR encoder.
@@ -138,6 +140,7 @@ class FusionOCC(Base3DDetector):
         seg_loss_weight=None,
         img_seg_head=False,
         point_painting=False,
+        point_colours=False,
         num_adj=1,
         align_after_view_transformation=False,
         use_lidar=True,
@@ -189,10 +192,12 @@ class FusionOCC(Base3DDetector):
             raise ConfigError(f'FusionOCC.temperature is {temperature}, expected a number above 0')
         if mask_extension is not None:
             check_extension(mask_extension, 'FusionOCC.mask_extension')
-        self.point_painting = point_painting
+        self.point_painting, self.point_colours = point_painting, point_colours
         self.image_only = False  # a phase of the training, set by ImagePretrainHook
         if point_painting and not (use_lidar and use_camera):
             raise ConfigError('FusionOCC.point_painting needs use_lidar and use_camera')
+        if point_colours and not point_painting:
+            raise ConfigError('FusionOCC.point_colours needs point_painting')
 
         channels = camera_channels = 0
         self.img_seg_head = None
@@ -226,7 +231,8 @@ class FusionOCC(Base3DDetector):
                 )
             inferred = dict(output_channels=lidar_out_channel)
             if point_painting:
-                inferred['paint_channels'] = num_classes  # the classes but "free", and the agreement of the depth
+                # the classes but "free", the agreement of the depth, the colour
+                inferred['paint_channels'] = num_classes + 3 * point_colours
             self.lidar_encoder = _build(lidar_encoder, **inferred)
             channels += lidar_out_channel
 
@@ -312,8 +318,9 @@ class FusionOCC(Base3DDetector):
         if self.use_camera:
             axes.update({'img_seg_head': 0, 'img_view_transformer.depth_seg_net.seg_out': 0})
         if self.point_painting:
-            # the agreement of the depth stands where "free" would, between the points' own features and the offsets
-            axes['lidar_encoder.conv_input.0.weight'] = dict(axis=4, start=self.lidar_encoder.in_channels)
+            # the agreement of the depth stands where "free" would, behind the points' own features and the offsets
+            start = self.lidar_encoder.in_channels + 3 * self.lidar_encoder.voxel_offsets
+            axes['lidar_encoder.conv_input.0.weight'] = dict(axis=4, start=start)
         return axes
 
     # ------------------------------------------------------------------ features
@@ -341,7 +348,7 @@ class FusionOCC(Base3DDetector):
         if self.use_camera:
             cameras, auxiliary = self.extract_camera(batch_inputs_dict, batch_data_samples)
         if self.use_lidar:
-            lidars.append(self.extract_lidar(batch_inputs_dict, auxiliary.pop('paint', None)))
+            lidars.append(self.extract_lidar(batch_inputs_dict, auxiliary.pop('paints', ())))
         if self.coarse_camera:
             fine = self._join(lidars, 'LiDAR') if lidars else None
             coarse = [] if fine is None else [self.volume_downsample(fine)]
@@ -362,11 +369,11 @@ class FusionOCC(Base3DDetector):
         volume = torch.cat(volumes, dim=1) if len(volumes) > 1 else volumes[0]
         return volume.contiguous(memory_format=torch.channels_last_3d)
 
-    def extract_lidar(self, inputs, paint=None):
-        """LiDAR volume (B, C, Z, Y, X)."""
-        if paint is None:
+    def extract_lidar(self, inputs, paints=()):
+        """LiDAR volume (B, C, Z, Y, X); ``paints``: functions of positions and samples, see ``CustomSparseEncoder``."""
+        if not paints:
             return self.lidar_encoder(inputs['points'])
-        return self.lidar_encoder(inputs['points'], paint)
+        return self.lidar_encoder(inputs['points'], lambda *where: torch.cat([paint(*where) for paint in paints], 1))
 
     def extract_camera(self, inputs, data_samples=None):
         """Camera volumes, oldest frame first and the key frame last, and the key frame's auxiliary outputs."""
@@ -401,19 +408,26 @@ class FusionOCC(Base3DDetector):
                 if self.img_seg_head is not None and self.training:
                     auxiliary['img_seg'] = self.img_seg_head(features.flatten(0, 1))
                 if self.point_painting:
-                    scores = seg.float().softmax(1)[:, : self.num_classes - 1]
-                    auxiliary['paint'] = functools.partial(
+                    project = functools.partial(
                         paint_positions,
-                        features=scores.unflatten(0, features.shape[:2]),
                         sensor2keyego=sensor2keyego[:, 0],
                         intrins=intrins,
                         post_rots=post_rots,
                         post_trans=post_trans,
                         bda=bda,
                         input_size=view.input_size,
-                        depth=depth.unflatten(0, features.shape[:2]),
-                        depth_range=view.depth_config,
                     )
+                    scores = seg.float().softmax(1)[:, : self.num_classes - 1]
+                    paints = [
+                        dict(
+                            features=scores.unflatten(0, features.shape[:2]),
+                            depth=depth.unflatten(0, features.shape[:2]),
+                            depth_range=view.depth_config,
+                        )
+                    ]
+                    if self.point_colours:
+                        paints.append(dict(features=imgs[:, frame]))
+                    auxiliary['paints'] = [functools.partial(project, **paint) for paint in paints]
         return volumes, auxiliary
 
     def _camera_geometry(self, inputs, data_samples):
