@@ -107,7 +107,7 @@ MODALITIES = dict(
 
 def tiny_model(modality='both', seed=0, **changes):
     torch.manual_seed(seed)
-    config = tiny_config(**MODALITIES[modality], **changes)
+    config = tiny_config(**{**MODALITIES[modality], **changes})
     if modality == 'camera':
         config['img_view_transformer']['use_depth_input'] = False
     model = MODELS.build(config)
@@ -333,7 +333,7 @@ def test_painting_teaches_the_segmentation_from_the_occupancy():
 def test_what_the_painted_points_have(offsets):
     """Class scores where ``class_axes`` says, the colours of their pixels last; nothing where no camera sees them."""
     encoder = dict(tiny_config()['lidar_encoder'], voxel_offsets=offsets)
-    model = tiny_model('painted', lidar_encoder=encoder, point_colours=True)
+    model = tiny_model('painted', lidar_encoder=encoder, point_painting=('classes', 'colours'))
     inputs, samples = tiny_batch()
     colour = torch.tensor([0.5, -1.5, 2.0])
     inputs['imgs'] = colour.view(3, 1, 1).expand_as(inputs['imgs']).clone()
@@ -355,9 +355,10 @@ def test_what_the_painted_points_have(offsets):
     torch.testing.assert_close(classes[~outside], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_point_colours_need_painting():
-    with pytest.raises(ConfigError, match='point_colours needs point_painting'):
-        MODELS.build(tiny_config(point_colours=True))
+@pytest.mark.parametrize('painting', [('colours',), ('classes', 'shapes')])
+def test_unknown_painting_is_refused(painting):
+    with pytest.raises(ConfigError, match=r'point_painting is .*expected a bool'):
+        MODELS.build(tiny_config(point_painting=painting))
 
 
 COARSE = dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0])

@@ -69,11 +69,10 @@ class FusionOCC(Base3DDetector):
         img_seg_head: supervise the image features themselves, too, by a linear classifier of the pixels that only
             training has. The published path to the segmentation loss is ten layers longer, which costs a short
             training half of its 2D accuracy.
-        point_painting: give the LiDAR voxels what the view transformer's segmentation says of the pixels that they
-            project to, and how well its depth agrees (``paint_positions``): semantics then reach the points without
-            passing the depth bins.
-        point_colours: with ``point_painting``, give them the pixels' colours, too: the classes come from feature maps
-            whose pixels are wider than a pedestrian.
+        point_painting: what the LiDAR voxels get of the pixels that they project to (``paint_positions``): 'classes',
+            what the view transformer's segmentation says and how well its depth agrees, so that semantics reach the
+            points without passing the depth bins; 'colours', of the image itself, for the segmentation's pixels are
+            wider than a pedestrian. True is ('classes',), False nothing.
         num_adj: previous camera frames.
         use_lidar, use_camera: modality.
         lidar_encoder: config of another LiDAR encoder.
@@ -140,7 +139,6 @@ class FusionOCC(Base3DDetector):
         seg_loss_weight=None,
         img_seg_head=False,
         point_painting=False,
-        point_colours=False,
         num_adj=1,
         align_after_view_transformation=False,
         use_lidar=True,
@@ -192,12 +190,16 @@ class FusionOCC(Base3DDetector):
             raise ConfigError(f'FusionOCC.temperature is {temperature}, expected a number above 0')
         if mask_extension is not None:
             check_extension(mask_extension, 'FusionOCC.mask_extension')
-        self.point_painting, self.point_colours = point_painting, point_colours
+        if isinstance(point_painting, bool):
+            point_painting = ('classes',) if point_painting else ()
+        if not set(point_painting) <= {'classes', 'colours'} or 'classes' not in (point_painting or ('classes',)):
+            raise ConfigError(
+                f"FusionOCC.point_painting is {point_painting}, expected a bool, ('classes',) or ('classes', 'colours')"
+            )
+        self.point_painting = tuple(point_painting)
         self.image_only = False  # a phase of the training, set by ImagePretrainHook
         if point_painting and not (use_lidar and use_camera):
             raise ConfigError('FusionOCC.point_painting needs use_lidar and use_camera')
-        if point_colours and not point_painting:
-            raise ConfigError('FusionOCC.point_colours needs point_painting')
 
         channels = camera_channels = 0
         self.img_seg_head = None
@@ -232,7 +234,7 @@ class FusionOCC(Base3DDetector):
             inferred = dict(output_channels=lidar_out_channel)
             if point_painting:
                 # the classes but "free", the agreement of the depth, the colour
-                inferred['paint_channels'] = num_classes + 3 * point_colours
+                inferred['paint_channels'] = num_classes + 3 * ('colours' in point_painting)
             self.lidar_encoder = _build(lidar_encoder, **inferred)
             channels += lidar_out_channel
 
@@ -425,7 +427,7 @@ class FusionOCC(Base3DDetector):
                             depth_range=view.depth_config,
                         )
                     ]
-                    if self.point_colours:
+                    if 'colours' in self.point_painting:
                         paints.append(dict(features=imgs[:, frame]))
                     auxiliary['paints'] = [functools.partial(project, **paint) for paint in paints]
         return volumes, auxiliary
