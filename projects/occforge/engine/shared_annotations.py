@@ -81,7 +81,7 @@ def _write(array: np.ndarray) -> str | None:
     for folder in ('/dev/shm', tempfile.gettempdir()):
         path = None
         try:
-            handle, path = tempfile.mkstemp(prefix='occforge-annotations-', dir=folder)
+            handle, path = tempfile.mkstemp(prefix=f'occforge-annotations-{os.getpid()}-', dir=folder)
             with os.fdopen(handle, 'wb') as file:
                 file.write(array.data)  # written, not mapped: a full disk is an error here and not a signal later
             return path
