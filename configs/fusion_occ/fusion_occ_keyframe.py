@@ -36,7 +36,7 @@ frames = dict(
     num_adjacent=0,
     pipeline=pipeline,
 )
-train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=40, dataset=frames))
+train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=56, dataset=frames))
 val_dataloader = dict(
     dataset=dict(data_root=data_root, ann_file='nuscenes_infos_val.pkl', num_adjacent=0, pipeline=pipeline)
 )
