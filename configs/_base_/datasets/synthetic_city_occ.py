@@ -35,6 +35,7 @@ depth_train = dict(
 )
 depth_test = dict(type='PointToMultiViewDepth', grid_config=depth_config, downsample=feature_stride)
 pack = dict(type='PackOccInputs')
+pack_without_points = dict(type='PackOccInputs', exclude_keys=('points',))
 read_points = [_base_.load_points, fuse_points, _base_.to_ego, _base_.range_filter]
 read_labelled_points = [
     _base_.load_points,
@@ -57,7 +58,7 @@ camera_train_pipeline = [
     _base_.to_ego,
     flip_train,
     depth_train,
-    dict(type='PackOccInputs', exclude_keys=('points',)),
+    pack_without_points,
 ]
 camera_test_pipeline = [read_images_test, _base_.load_labels, flip_test, pack]
 
@@ -69,7 +70,7 @@ image_train_pipeline = [
     _base_.to_ego,
     flip_train,
     depth_train,
-    dict(type='PackOccInputs', exclude_keys=('points',)),
+    pack_without_points,
 ]
 
 # For LiDAR-only models
