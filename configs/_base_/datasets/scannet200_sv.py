@@ -111,7 +111,9 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='UnifiedSegMetric', stuff_class_inds=stuff_classes, eval_mode='cat_agnostic')
+val_evaluator = dict(
+    type='UnifiedSegMetric', stuff_class_inds=stuff_classes, eval_mode='cat_agnostic', class_groups='scannet200'
+)
 test_evaluator = val_evaluator
 
 linked_fields_data = [

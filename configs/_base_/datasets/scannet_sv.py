@@ -39,5 +39,5 @@ val_dataloader = dict(
     )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(eval_mode='multi_class')
+val_evaluator = dict(eval_mode='multi_class', class_groups=None)
 test_evaluator = val_evaluator

@@ -16,6 +16,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 from terminaltables import AsciiTable
 
+from ..datasets.scannet_classes import SCANNET200_GROUPS
 from ..errors import ConfigError, DataError
 from ..ops import confusion_matrix
 
@@ -114,11 +115,12 @@ class UnifiedSegMetric(BaseMetric):
             scene is above 0.
         cov_score_thr: predictions with a lower score do not count for coverage and recall.
         min_region_size: points of the smallest instance that counts.
-        class_groups: {name: names or numbers of semantic classes}: also AP of these (head, common, tail).
+        class_groups: {name: names or numbers of semantic classes}: also the figures of these; 'scannet200': head, common
+            and tail classes of ScanNet200.
         show_classes: log a table of the classes.
 
     Results: ``all_ap``, ``all_ap_50%``, ``all_ap_25%``, ``mcov``, ``mwcov``, ``mrec``, ``mprec``, ``miou``, 0..1, and
-    with several classes ``all_ap/<group>``.
+    for each group ``miou/<group>`` and with several classes ``all_ap/<group>`` and so on; nan: no class of it occurs.
     """
 
     def __init__(
@@ -133,7 +135,7 @@ class UnifiedSegMetric(BaseMetric):
         eval_mode: str = 'auto',
         cov_score_thr: float = 0.0,
         min_region_size: int = 100,
-        class_groups: dict | None = None,
+        class_groups: dict | str | None = None,
         show_classes: bool = True,
         submission_prefix: str | None = None,
         logger_keys=None,
@@ -155,7 +157,9 @@ class UnifiedSegMetric(BaseMetric):
         self.options = dict(min_region_sizes=np.array([min_region_size]))
         self.min_points = min_region_size
         self.show_classes = show_classes
-        self.class_groups = dict(class_groups or {})
+        if isinstance(class_groups, str) and class_groups != 'scannet200':
+            raise ConfigError(f"UnifiedSegMetric.class_groups is {class_groups!r}, expected a dict or 'scannet200'")
+        self.class_groups = dict(SCANNET200_GROUPS if class_groups == 'scannet200' else class_groups or {})
 
     @property
     def names(self) -> list[str]:
@@ -224,9 +228,10 @@ class UnifiedSegMetric(BaseMetric):
         metrics = {name: float(averages[name]) for name in ('all_ap', 'all_ap_50%', 'all_ap_25%')}
         metrics.update(coverage_means(coverage))
         metrics['miou'] = mean_iou(confusion)
-        if not agnostic:
-            for group, listed in self.class_groups.items():
-                numbers = self._numbers(group, listed)
+        for group, listed in self.class_groups.items():
+            numbers = self._numbers(group, listed)
+            metrics[f'miou/{group}'] = mean_iou(confusion, numbers)
+            if not agnostic:
                 own = [averages['classes'][self.names[i]] for i in numbers if i >= self.stuff]
                 for name, key in (('all_ap', 'ap'), ('all_ap_50%', 'ap50%'), ('all_ap_25%', 'ap25%')):
                     values = np.array([each[key] for each in own])
@@ -273,9 +278,9 @@ def coverage_means(table: np.ndarray) -> dict:
     )
 
 
-def mean_iou(confusion: np.ndarray) -> float:
-    """Mean IoU over the classes that occur, from rows of truth and columns of prediction."""
+def mean_iou(confusion: np.ndarray, classes=slice(None)) -> float:
+    """Mean IoU over those of ``classes`` (default all) that occur, from rows of truth and columns of prediction."""
     hit = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - hit
+    hit, union = hit[classes], (confusion.sum(0) + confusion.sum(1) - hit)[classes]
     seen = union > 0
     return float((hit[seen] / union[seen]).mean()) if seen.any() else float('nan')
