@@ -14,7 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _cli
 
-MAIN = ('loss', 'mIoU/no_mask', 'RayIoU', 'NDS', 'mAP', 'time', 'data_time')  # of these what is there
+# drawn by default, of these what is there
+MAIN = ('loss', 'mIoU/no_mask', 'RayIoU', 'NDS', 'mAP', 'map/mean/iou@max', 'all_ap', 'all_ap_50%', 'time', 'data_time')
 
 
 def parse_args(argv=None):

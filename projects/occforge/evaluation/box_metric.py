@@ -10,14 +10,19 @@ import numpy as np
 from mmdet3d.evaluation.metrics import NuScenesMetric
 from mmdet3d.registry import METRICS
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from terminaltables import AsciiTable
 
 from occforge.errors import ConfigError, DataError
+
+from .results import DocumentedMetric, Number, results_document
 
 # metres around the vehicle within which a class counts; nuScenes detection task (detection_cvpr_2019)
 CLASS_RANGE = dict(
     car=50, truck=50, bus=50, trailer=50, construction_vehicle=50, pedestrian=40, motorcycle=40, bicycle=40,
     traffic_cone=30, barrier=30,
 )  # fmt: skip
+UNITS = dict(trans_err='m', scale_err='fraction', orient_err='rad', vel_err='m/s', attr_err='fraction')
 _ERRORS = dict(trans_err='mATE', scale_err='mASE', orient_err='mAOE', vel_err='mAVE', attr_err='mAAE')
 # classes that have no such error
 _UNDEFINED = dict(
@@ -44,8 +49,55 @@ def summarise(label_aps: Mapping, label_errors: Mapping, classes: Sequence[str])
     return dict(mAP=mean_ap, NDS=score / (5 + len(errors)), **errors, **found)
 
 
+def box_document(
+    metrics: Mapping, label_aps: Mapping, label_errors: Mapping, protocol: str, text: str, classes, samples, size
+) -> dict:
+    """The part of ``results.json`` of a box metric: ``metrics`` of :func:`summarise`, and classes by distance and
+    error.
+
+    Args:
+        metrics, label_aps, label_errors, classes: of :func:`summarise`.
+        protocol, text: its name, and what it counts and how.
+        samples, size: how many were scored, samples of the data set.
+    """
+
+    def number(name, value, quantity, unit='fraction', class_name=None):
+        return Number(name, value, quantity, protocol, None, class_name=class_name, unit=unit)
+
+    numbers = [number(name, metrics[name], name) for name in ('mAP', 'NDS')]
+    numbers += [number(mean, metrics[mean], mean, UNITS[key]) for key, mean in _ERRORS.items() if mean in metrics]
+    for name in classes:
+        numbers.append(number(f'AP/{name}', metrics[f'AP/{name}'], 'AP', class_name=name))
+        numbers += [number(f'AP@{d:g}m/{name}', ap, 'AP', class_name=name) for d, ap in label_aps[name].items()]
+        numbers += [
+            number(f'{mean[1:]}/{name}', label_errors[name][key], mean[1:], UNITS[key], name)
+            for key, mean in _ERRORS.items()
+            if key in label_errors[name] and name not in _UNDEFINED.get(key, ())
+        ]
+    return results_document(numbers, {protocol: text}, samples, size, classes)
+
+
+def box_table(document: Mapping) -> str:
+    """The classes of a box metric's document as a table."""
+    by_class = {name: {} for name in document['class_names']}
+    for number in document['numbers']:
+        if number['class_name'] is not None:
+            by_class[number['class_name']][number['name'].rpartition('/')[0]] = number['value']
+    columns = list(dict.fromkeys(column for row in by_class.values() for column in row))
+
+    def text(value):
+        return '-' if value is None else f'{value:.3f}'
+
+    rows = [[name, *(text(row.get(column)) for column in columns)] for name, row in by_class.items()]
+    title = f'boxes, {document["samples"]} of {document["dataset_size"]} samples'
+    means = ', '.join(
+        f'{number["name"]} {text(number["value"])}' for number in document['numbers'] if number['class_name'] is None
+    )
+    return f'\n{AsciiTable([["class", *columns], *rows], title=title).table}\n{means}'
+
+
 @METRICS.register_module()
-class BEVNuScenesMetric(NuScenesMetric):
+class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
     """mAP and NDS by nuscenes-devkit's evaluator, over the classes that the model has.
 
     The devkit averages over the ten classes of nuScenes: for a model of eight, two would count 0. With all ten the
@@ -91,9 +143,21 @@ class BEVNuScenesMetric(NuScenesMetric):
             if self.format_only:
                 MMLogger.get_current_instance().info(f'results are in {self.jsonfile_prefix}')
                 return {}
-            return self._evaluate(files['pred_instances_3d'], classes, folder)
+            found = self._evaluate(files['pred_instances_3d'], folder)
+        parts = found['label_aps'], found['label_tp_errors']
+        metrics = summarise(*parts, classes)
+        text = (
+            f'nuScenes detection by its own evaluator ({self.eval_version}): AP over matches by centre distance, '
+            'errors of matches within 2 m; NDS = (5 mAP + sum of 1 - min(1, error)) / (5 + errors); means over the '
+            'classes that the model has, each within its own distance of the vehicle; null: no match'
+        )
+        self.document = box_document(
+            metrics, *parts, 'nuscenes_detection', text, classes, len(results), self.dataset_size
+        )
+        print_log(box_table(self.document), logger='current')
+        return metrics
 
-    def _evaluate(self, path: str, classes: list[str], folder: str) -> dict[str, float]:
+    def _evaluate(self, path: str, folder: str) -> dict:
         from nuscenes import NuScenes
         from nuscenes.eval.detection.evaluate import NuScenesEval
 
@@ -106,8 +170,7 @@ class BEVNuScenesMetric(NuScenesMetric):
             verbose=False,
         )
         metrics, _ = evaluator.evaluate()
-        found = metrics.serialize()
-        return summarise(found['label_aps'], found['label_tp_errors'], classes)
+        return metrics.serialize()
 
     def _eval_set(self) -> str:
         if os.path.isfile(os.path.join(self.data_root, self.version, 'splits.json')):
@@ -122,7 +185,7 @@ class BEVNuScenesMetric(NuScenesMetric):
 
 
 @METRICS.register_module()
-class BEVBoxMetric(BaseMetric):
+class BEVBoxMetric(DocumentedMetric, BaseMetric):
     """nuScenes' mAP and NDS on the boxes of an info file: for data without nuScenes' tables, and any classes.
 
     Matching, precision and errors are nuscenes-devkit's. Attributes are not in info files, so NDS is of four errors.
@@ -180,6 +243,7 @@ class BEVBoxMetric(BaseMetric):
         metainfo, infos = load_infos(self.ann_file)
         names = {label: name for name, label in metainfo['categories'].items() if label >= 0}
         truth, predicted = EvalBoxes(), EvalBoxes()
+        results = sorted(results, key=lambda result: result['sample_idx'])  # equal scores: in the data set's order
         for result in results:
             info = infos[result['sample_idx']]
             token = str(info['token'])
@@ -207,7 +271,18 @@ class BEVBoxMetric(BaseMetric):
                 for key in _ERRORS
                 if key != 'attr_err' and name not in _UNDEFINED.get(key, ())
             }
-        return summarise(aps, errors, classes)
+        metrics = summarise(aps, errors, classes)
+        ranges = ', '.join(f'{name} {self.class_range.get(name, 50):g} m' for name in classes)
+        text = (
+            'nuScenes detection on the boxes of an info file: AP over matches by centre distance, errors of matches '
+            'within 2 m, no attributes; NDS = (5 mAP + sum of 1 - min(1, error)) / (5 + errors); distance from the '
+            f'vehicle within which a class counts: {ranges}; null: no match'
+        )
+        self.document = box_document(
+            metrics, aps, errors, 'box_detection', text, classes, len(results), self.dataset_size
+        )
+        print_log(box_table(self.document), logger='current')
+        return metrics
 
     def _boxes(self, info: Mapping, boxes: np.ndarray, names: Sequence[str], scores: np.ndarray) -> list:
         """Boxes (G, >= 7; gravity centre) of the LiDAR frame in the global frame, those within their range."""

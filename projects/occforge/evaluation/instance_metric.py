@@ -19,6 +19,7 @@ from terminaltables import AsciiTable
 from ..datasets.scannet_classes import SCANNET200_GROUPS
 from ..errors import ConfigError, DataError
 from ..ops import confusion_matrix
+from .results import DocumentedMetric, Number, results_document
 
 OBJECT = 'object'  # the one class of class-agnostic evaluation
 
@@ -103,7 +104,7 @@ def scene_coverage(instance, classes, masks, labels, scores, num_classes: int, m
 
 
 @METRICS.register_module()
-class UnifiedSegMetric(BaseMetric):
+class UnifiedSegMetric(DocumentedMetric, BaseMetric):
     """AP, AP50, AP25, mCov, mWCov, mRec, mPrec and semantic mIoU.
 
     Args:
@@ -237,7 +238,40 @@ class UnifiedSegMetric(BaseMetric):
                     values = np.array([each[key] for each in own])
                     metrics[f'{name}/{group}'] = float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
         self._log(averages, metrics, len(results))
+        self.document = self._document(averages, metrics, agnostic, len(results))
         return metrics
+
+    def _document(self, averages: dict, metrics: dict, agnostic: bool, scenes: int) -> dict:
+        def number(name, value, quantity, protocol, class_name=None):
+            return Number(name, value, quantity, protocol, None, class_name=class_name, unit='fraction')
+
+        short = dict(all_ap='AP', mcov='mCov', mwcov='mWCov', mrec='mRec', mprec='mPrec', miou='mIoU')
+        short.update({'all_ap_50%': 'AP50', 'all_ap_25%': 'AP25'})
+        protocols = {name: 'scannet_instances' for name in ('all_ap', 'all_ap_50%', 'all_ap_25%')}
+        protocols['miou'] = 'semantic_miou'
+        numbers = []
+        for name, value in metrics.items():
+            plain = name.partition('/')[0]
+            numbers.append(number(name, value, short[plain], protocols.get(plain, 'instance_coverage')))
+        for name, values in averages['classes'].items():
+            for key, quantity in (('ap', 'AP'), ('ap50%', 'AP50'), ('ap25%', 'AP25')):
+                numbers.append(number(f'{quantity}/{name}', float(values[key]), quantity, 'scannet_instances', name))
+        whose = 'all instances as one class' if agnostic else 'mean over the classes with instances'
+        return results_document(
+            numbers,
+            dict(
+                scannet_instances=f'AP of instance masks (ScanNet): {whose}, IoU above 0.5 to 0.9 in steps of 0.05; '
+                f'AP50 and AP25: above 0.5 and 0.25; instances of at least {self.min_points} points; null: no instance',
+                instance_coverage=f'{whose}: mCov, mean of the best IoU of each instance; mWCov, weighted by its '
+                f'points; mRec and mPrec at IoU 0.5, one prediction for one instance; predictions with a score of at '
+                f'least {self.cov_score_thr:g}',
+                semantic_miou='IoU of points, mean over the semantic classes that occur in truth or prediction',
+            ),
+            scenes,
+            self.dataset_size,
+            [*self.names, OBJECT] if agnostic else self.names,
+            class_agnostic=agnostic,
+        )
 
     def _log(self, averages: dict, metrics: dict, scenes: int) -> None:
         rows = [['class', 'AP', 'AP50', 'AP25']]

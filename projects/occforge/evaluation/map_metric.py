@@ -10,12 +10,15 @@ import torch
 from mmdet3d.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
+from terminaltables import AsciiTable
 
 from occforge.errors import DataError
 
+from .results import DocumentedMetric, Number, results_document
+
 
 @METRICS.register_module()
-class BEVMapMetric(BaseMetric):
+class BEVMapMetric(DocumentedMetric, BaseMetric):
     """Each class at several thresholds, over all cells of all samples.
 
     ``map/<class>/iou@<threshold>``; ``map/<class>/iou@max``, the best threshold of each class; ``map/mean/iou@max``,
@@ -62,16 +65,38 @@ class BEVMapMetric(BaseMetric):
         names = self.classes or self.dataset_meta['map_classes']
         hits, false, missed = np.sum(results, axis=0).astype(np.float64)
         iou = hits / (hits + false + missed + 1e-7)
-        found = {}
-        for index, name in enumerate(names):
-            for place, threshold in enumerate(self.thresholds):
-                found[f'map/{name}/iou@{threshold:.2f}'] = float(iou[index, place])
-            found[f'map/{name}/iou@max'] = float(iou[index].max())
         best = iou.max(axis=1)
         present = (hits + missed)[:, 0] > 0
-        found['map/mean/iou@max'] = float(best.mean())
-        found['map/present/iou@max'] = float(best[present].mean()) if present.any() else 0.0
+
+        def number(name, value, class_name=None):
+            where = dict(class_name=class_name, unit='fraction')
+            return Number(f'map/{name}', float(value), 'IoU', 'bev_map_iou', None, **where)
+
+        numbers = []
+        for name, row in zip(names, iou):
+            numbers += [number(f'{name}/iou@{at:.2f}', value, name) for at, value in zip(self.thresholds, row)]
+            numbers.append(number(f'{name}/iou@max', row.max(), name))
+        numbers.append(number('mean/iou@max', best.mean()))
+        numbers.append(number('present/iou@max', best[present].mean() if present.any() else 0.0))
         absent = [name for name, there in zip(names, present) if not there]
+        text = (
+            'IoU of map masks seen from above, over all cells of all samples; a cell counts from a threshold of its '
+            'probability on; max: the best threshold of each class; mean: over all classes; present: over those that '
+            'occur in the truth'
+        )
+        self.document = results_document(
+            numbers,
+            dict(bev_map_iou=text),
+            len(results),
+            self.dataset_size,
+            names,
+            map_classes=list(names),
+            absent_map_classes=absent,
+        )
+        head = ['class', *(f'@{at:.2f}' for at in self.thresholds), 'max']
+        rows = [[name, *(f'{value:.3f}' for value in (*row, row.max()))] for name, row in zip(names, iou)]
+        title = f'map masks, {len(results)} of {self.dataset_size} samples, IoU'
+        print_log(f'\n{AsciiTable([head, *rows], title=title).table}', logger='current')
         if absent:
             print_log(f'map classes without a cell in the truth: {", ".join(absent)}', logger='current')
-        return found
+        return {number.name: number.value for number in numbers}

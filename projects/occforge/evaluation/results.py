@@ -1,4 +1,4 @@
-"""The results file: every number with its quantity, mask, protocol, range and class."""
+"""The results file: every number with its quantity, unit, mask, protocol, range and class."""
 
 import json
 import math
@@ -10,15 +10,16 @@ from occforge.fileio import atomic_write
 
 
 class Number(NamedTuple):
-    """One result, in percent; nan where nothing was counted."""
+    """One result as it is logged; nan where nothing was counted."""
 
     name: str  # as logged and in metrics.csv: 'IoU/camera_mask/car'
     value: float
     quantity: str  # 'IoU'
     protocol: str  # a key of the document's ``protocols``
-    mask: str  # 'no_mask', 'camera_mask', 'lidar_mask'
+    mask: str | None  # 'no_mask', 'camera_mask', 'lidar_mask'; None: the protocol has no masks
     range: str = 'all'  # '0-20m'
     class_name: str | None = None  # None: over the classes
+    unit: str = '%'  # 'fraction' (0..1), 'm', 'rad', 'm/s'
 
 
 def results_document(
@@ -39,11 +40,38 @@ def results_document(
         metrics={number.name: number.value for number in numbers},
         protocols=dict(protocols),
         samples=samples,
+        samples_by_protocol=dict.fromkeys(protocols, samples),
         dataset_size=size,
         class_names=list(class_names),
         **details,
         numbers=[number._asdict() for number in numbers],
     )
+
+
+class DocumentedMetric:
+    """Mixin for an mmengine metric: after ``evaluate``, ``document`` holds its part of ``results.json``.
+
+    ``compute_metrics`` of the metric sets ``document`` (:func:`results_document`); it runs on the main process alone,
+    which is the one that writes. ``dataset_size`` is what ``evaluate`` was told.
+    """
+
+    document: dict | None = None
+    dataset_size: int = 0
+
+    def evaluate(self, size: int) -> dict:
+        self.document, self.dataset_size = None, size
+        return super().evaluate(size)
+
+
+def with_prefix(document: dict, prefix: str | None) -> dict:
+    """The document with its numbers' names as a metric with this ``prefix`` logs them."""
+    if not prefix:
+        return document
+    return {
+        **document,
+        'metrics': {f'{prefix}/{name}': value for name, value in document['metrics'].items()},
+        'numbers': [{**number, 'name': f'{prefix}/{number["name"]}'} for number in document['numbers']],
+    }
 
 
 def merge_documents(documents: Iterable[dict]) -> dict:

@@ -6,7 +6,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ...evaluation.results import write_results
+from ...evaluation.results import with_prefix, write_results
 from ..partial_load import paths_of
 
 
@@ -50,7 +50,8 @@ class OutputFolderHook(Hook):
 
 def documents_of(loop) -> list:
     """The documents of a loop's metrics after an evaluation."""
-    return [metric.document for metric in loop.evaluator.metrics if getattr(metric, 'document', None)]
+    metrics = loop.evaluator.metrics
+    return [with_prefix(metric.document, metric.prefix) for metric in metrics if getattr(metric, 'document', None)]
 
 
 def origin_of(runner) -> dict:
