@@ -20,8 +20,9 @@ MAIN = ('loss', 'mIoU/no_mask', 'RayIoU', 'NDS', 'mAP', 'map/mean/iou@max', 'all
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    columns = ', '.join(MAIN).replace('%', '%%')  # argparse formats its texts
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='with a metrics.csv, or such a file')
-    parser.add_argument('--keys', nargs='+', metavar='COLUMN', help=f'default: of {", ".join(MAIN)} what is there')
+    parser.add_argument('--keys', nargs='+', metavar='COLUMN', help=f'default: of {columns} what is there')
     parser.add_argument('--labels', nargs='+', help='names of the trainings (default: of their folders)')
     parser.add_argument('--by', choices=('iter', 'epoch'), default='iter', help='horizontal axis (default: iter)')
     parser.add_argument('--smooth', type=int, default=1, metavar='N', help='mean over N rows of training (default: 1)')

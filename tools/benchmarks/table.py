@@ -8,7 +8,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 BEGIN, END = '<!-- figures -->', '<!-- end of figures -->'
@@ -45,14 +44,20 @@ def main():
     parser.add_argument('files', type=Path, nargs='+', help='what --out of the benchmarks wrote')
     parser.add_argument('--into', type=Path, help=f'file with the lines {BEGIN} and {END}')
     args = parser.parse_args()
-    text = table([json.loads(path.read_text()) for path in args.files])
+    try:
+        text = table([json.loads(path.read_text()) for path in args.files])
+        target = args.into.read_text() if args.into else ''
+    except OSError as error:
+        parser.error(f'{error.filename}: {error.strerror}')
+    except (ValueError, LookupError, TypeError) as error:
+        parser.error(f'{", ".join(map(str, args.files))}: not what the benchmarks write with --out ({error})')
     if args.into is None:
         print(text)
         return
-    before, mark, rest = args.into.read_text().partition(BEGIN)
+    before, mark, rest = target.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not mark or not end:
-        sys.exit(f'{args.into}: the lines {BEGIN} and {END} are wanted, in this order')
+        parser.error(f'{args.into}: the lines {BEGIN} and {END} are wanted, in this order')
     args.into.write_text(f'{before}{BEGIN}\n\n{text}\n\n{END}{after}')
 
 
