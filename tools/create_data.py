@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Prepare a data set: nuScenes tables -> info files, the synthetic city, a folder of sample files; ScanNet's exports ->
-frames and scenes with superpoints, synthetic rooms."""
+"""Prepare a data set: nuScenes tables -> info files, the synthetic city, a folder of sample files; ScanNet's exports,
+SceneNN, 3RScan -> frames and scenes with superpoints, synthetic rooms."""
 
 import argparse
 import sys
 
 import _cli
 
+EVALUATED = ('scenenn_mv', '3rscan_mv')
 SCANNET = ('scannet_sv', 'scannet_mv', 'scannet200_sv', 'scannet200_mv')
 
 
@@ -119,9 +120,8 @@ def scannet_commands(commands):
             help=f'ESAM: {what} of ScanNet exports, {"20" if kind == "scannet" else "200"} classes',
             description='Points, labels and superpoints of the exported frames (2D/<scene>/{color,depth,pose}) with '
             'the labels of the meshes (scans/<scene>), and <tag>_oneformer3d_infos_{train,val}.pkl. Superpoints come '
-            'from masks/<scene>/<n>.png or .npz, else from depth, normals and colours. SceneNN and 3RScan in the same '
-            'folders: --camera, --splits, --extra-tag. With --pack-clip and info files that exist, only their copies '
-            'with the paths of the CLIP features are written.',
+            'from masks/<scene>/<n>.png or .npz, else from depth, normals and colours. With --pack-clip and info files '
+            'that exist, only their copies with the paths of the CLIP features are written.',
         )
         sub.add_argument('--root-path', default=f'data/{name.replace("_", "-")}', help='exports (default: %(default)s)')
         sub.add_argument('--out-dir', help='folder of what is written (default: the root path)')
@@ -137,6 +137,27 @@ def scannet_commands(commands):
         sub.add_argument('--seed', type=int, default=0, help='of the sampling (default: %(default)s)')
         sub.add_argument('--pack-clip', action='store_true', help='also write copies with paths of CLIP features')
         sub.add_argument('--clip-suffix', default='_clip', help='of these copies (default: %(default)s)')
+    for name in EVALUATED:
+        kind = name.removesuffix('_mv')
+        sub = commands.add_parser(
+            name,
+            help=f'ESAM: scenes of {dict(scenenn="SceneNN", **{"3rscan": "3RScan"})[kind]} for evaluation',
+            description='Points, NYU40 labels and superpoints of the frames, the labelled meshes, and '
+            '<tag>_oneformer3d_infos_val.pkl, from the layout in which the data set comes (module '
+            'occforge.datasets.preparation.indoor_sources).',
+        )
+        sub.add_argument('--root-path', required=True, help='folder of the data set')
+        sub.add_argument(
+            '--out-dir', default=f'data/{kind}-mv', help='folder of what is written (default: %(default)s)'
+        )
+        sub.add_argument('--extra-tag', default=name, help='the info file is named after it (default: %(default)s)')
+        sub.add_argument('--rec-dir', help='folder of the labelled reconstructions (default: beside out-dir)')
+        sub.add_argument('--mask-root', help='folder of the masks (default: <root>/masks, where it exists)')
+        sub.add_argument('--scenes', metavar='FILE', help='names of the scenes, one a line (default: all)')
+        sub.add_argument('--step', type=positive, default=40, help='every so many raw frames (default: %(default)s)')
+        sub.add_argument('--num-sample', type=positive, default=20000, help='points of a frame (default: %(default)s)')
+        sub.add_argument('--workers', type=positive, help='processes (default: one a core, 4 at most)')
+        sub.add_argument('--seed', type=int, default=0, help='of the sampling (default: %(default)s)')
     rooms = commands.add_parser(
         'synthetic_rooms',
         help="generate rooms in the form of ScanNet's exports",
@@ -178,13 +199,36 @@ def scannet(args):
             args.splits,
             args.seed,
         )
-        for path, count in summary['files'].items():
-            print(f'{path}: {count} {"frames" if stage == "sv" else "scenes"}')
-        print(f'{summary["lost"]} frames without a pose left out, {summary["unmasked"]} segmented without masks')
+        print_export(summary, 'frames' if stage == 'sv' else 'scenes')
     if args.pack_clip:
         packed = preparation.pack_clip(out, args.extra_tag, args.clip_suffix, args.splits)
         for path, (count, present) in packed.items():
             print(f'{path}: {count} paths of CLIP features, {present} of the files exist')
+
+
+def evaluated(args):
+    from occforge.datasets.preparation import indoor_sources, progress
+
+    summary = indoor_sources.prepare(
+        args.command.removesuffix('_mv'),
+        args.root_path,
+        args.out_dir,
+        args.extra_tag,
+        args.rec_dir,
+        args.mask_root,
+        args.scenes,
+        args.workers or progress.default_workers(),
+        args.num_sample,
+        args.step,
+        args.seed,
+    )
+    print_export(summary, 'scenes')
+
+
+def print_export(summary, what):
+    for path, count in summary['files'].items():
+        print(f'{path}: {count} {what}')
+    print(f'{summary["lost"]} frames without a pose left out, {summary["unmasked"]} segmented without masks')
 
 
 def synthetic_rooms(args):
@@ -269,6 +313,7 @@ def main(argv=None):
             keyframe=keyframe,
             synthetic_rooms=synthetic_rooms,
             **dict.fromkeys(SCANNET, scannet),
+            **dict.fromkeys(EVALUATED, evaluated),
         )[args.command](args)
 
 

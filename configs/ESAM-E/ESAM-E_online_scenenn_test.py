@@ -1,4 +1,4 @@
-# Evaluation on SceneNN of a model trained on ScanNet.
+# Evaluation on SceneNN of a model trained on ScanNet: tools/create_data.py scenenn_mv
 _base_ = ['./ESAM-E_online_scannet.py']
 data_root = 'data/scenenn-mv_fast/'
 rec_root = 'data/scenenn'

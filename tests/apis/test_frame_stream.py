@@ -1,5 +1,6 @@
 """Streams of models that take a camera's own frames and grow one scene, on a made-up model."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +29,7 @@ class Scene:
         numbers = np.unique(self.owner)
         masks = self.owner == numbers[:, None]
         return SimpleNamespace(points=self.points, masks=masks, labels=numbers % 2, scores=np.full(len(numbers), 0.9),
-                               semantic=self.owner % 2)  # fmt: skip
+                               semantic=self.owner % 2, ids=numbers)  # fmt: skip
 
 
 @pytest.fixture
@@ -55,6 +56,15 @@ def test_a_scene_grows_and_starts_anew(stream, tmp_path):
     assert len(second.save(tmp_path, ['npz', 'ply', 'png', 'html'])) == 4
     stream.reset()
     assert stream.step(frame()).instances.masks.shape == (1, 6)
+
+
+def test_an_instance_keeps_its_colour_while_others_come_before_it(stream):
+    stream.step(frame())
+    whole = stream.step(frame(x=10.0)).instances
+    assert whole.ids.tolist() == [0, 1]
+    late = replace(whole, masks=whole.masks[1:], labels=whole.labels[1:], scores=whole.scores[1:], ids=whole.ids[1:])
+    assert np.array_equal(late._coloured()[6:], whole._coloured()[6:])
+    assert not np.array_equal(whole._coloured()[0], whole._coloured()[6])
 
 
 @pytest.mark.parametrize('change, message', [(dict(colour=1), "unexpected keyword argument 'colour'"),

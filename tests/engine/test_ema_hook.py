@@ -9,6 +9,7 @@ import torch
 from occforge.engine.hooks.ema_hook import RampedAverage, ema_decay
 from occforge.errors import ConfigError
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from training import assert_equal_training, losses, output, run, weights
 
 
@@ -50,6 +51,17 @@ def test_statistics_are_averaged_and_counters_are_not():
     model.running_mean.fill_(3.0)
     average.start_from(model, {'running_mean'})
     assert average.module.running_mean.tolist() == [3, 3] and average.module.running_var.tolist() == [1, 1]
+
+
+def test_the_mean_of_all_updates():
+    model = nn.Linear(3, 2)
+    average, peer = RampedAverage(model, ramp='mean', interval=2), AveragedModel(model)
+    for step in range(1, 11):
+        nn.init.normal_(model.weight)
+        average.update_parameters(model)
+        if step % 2 == 0:
+            peer.update_parameters(model)
+    torch.testing.assert_close(average.module.weight, peer.module.weight)
 
 
 @pytest.mark.parametrize('fields', [dict(decay=1.0), dict(ramp='linear')])
@@ -98,6 +110,19 @@ def test_resume_with_the_average(averaged, tmp_path):
     ours, theirs = weights(tmp_path), weights(averaged)
     assert_equal_training(ours, theirs)
     assert int(ours['ema_state_dict']['steps']) == 18
+
+
+def test_epochs_before_the_first_do_not_count(averaged, tmp_path):
+    hook = dict(custom_hooks=[dict(type='OccEMAHook', ramp='mean', begin_epoch=2)])
+    assert run(tmp_path / 'a', ALL, **hook) == 0, output(tmp_path / 'a')
+    early, late = weights(tmp_path / 'a', 'epoch_2.pth'), weights(tmp_path / 'a')
+    assert int(early['ema_state_dict']['steps']) == 0 and int(late['ema_state_dict']['steps']) == 6
+    for name, value in early['state_dict'].items():
+        assert torch.equal(early['ema_state_dict'][f'module.{name}'], value), name
+    assert not torch.equal(late['state_dict']['first.weight'], late['ema_state_dict']['module.first.weight'])
+    resume = [*ALL, f'resume={tmp_path / "a" / "epoch_2.pth"}']
+    assert run(tmp_path / 'b', resume, **hook) == 0, output(tmp_path / 'b')
+    assert_equal_training(weights(tmp_path / 'b'), late)
 
 
 def test_resume_in_two_processes(tmp_path):

@@ -44,8 +44,8 @@ class FrameStream(Protocol):
         """Take the next frame: for RGB-D ``rgb``, ``depth``, ``pose`` and what else the model knows."""
 
     def result(self):
-        """The scene so far: ``points`` (P, 3 or more), ``masks`` (M, P) bool, ``labels``, ``scores`` (M,) and
-        ``semantic`` (P,)."""
+        """The scene so far: ``points`` (P, 3 or more), ``masks`` (M, P) bool, ``labels``, ``scores`` (M,), ``semantic``
+        (P,) and, where instances have numbers that never change, ``ids`` (M,)."""
 
 
 @dataclass
@@ -382,6 +382,7 @@ class InferenceStream:
             None if whole.semantic is None else array_of(whole.semantic).astype(np.int64),
             array_of(whole.points)[:, :3].astype(np.float32),
             self.inferencer.setting.class_names,
+            ids=None if getattr(whole, 'ids', None) is None else array_of(whole.ids).astype(np.int64),
         )
         self._last = Prediction(Scene(f'frame{self._count:06d}'), {Instances.task: instances}, whole)
         self._count += 1

@@ -382,6 +382,7 @@ class Instances(Result):
         points: (P, 3) float32 metres, or None.
         class_names: of the data set.
         min_score: instances below it are saved but not drawn.
+        ids: (M,) int64 numbers that an instance of a growing scene keeps, with its colour; None: of a finished scene.
     """
 
     masks: np.ndarray
@@ -391,6 +392,7 @@ class Instances(Result):
     points: np.ndarray | None = None
     class_names: tuple = ()
     min_score: float = 0.25
+    ids: np.ndarray | None = None
     task: ClassVar[str] = 'instances'
 
     @classmethod
@@ -421,7 +423,7 @@ class Instances(Result):
     def arrays(self):
         arrays = dict(masks=self.masks, labels=self.labels, scores=self.scores)
         arrays['class_names'] = np.array(self.class_names, dtype=str)
-        for name in ('semantics', 'points'):
+        for name in ('semantics', 'points', 'ids'):
             if getattr(self, name) is not None:
                 arrays[name] = getattr(self, name)
         return arrays
@@ -430,7 +432,8 @@ class Instances(Result):
         if self.points is None:
             raise DataError('instances: their points are not known, so they cannot be drawn; save them as npz')
         chosen = self.scores >= self.min_score
-        return instance_colours(self.masks[chosen], self.scores[chosen])
+        ids = None if self.ids is None else self.ids[chosen]
+        return instance_colours(self.masks[chosen], self.scores[chosen], ids)
 
     def picture(self, scene):
         return draw_point_cloud(self.points, self._coloured())

@@ -51,6 +51,17 @@ SCANNET200_IDS = (
     1168, 1169, 1170, 1171, 1172, 1173, 1174, 1175, 1176, 1178, 1179, 1180, 1181, 1182, 1183, 1184, 1185, 1186, 1187,
     1188, 1189, 1190, 1191,
 )
+# NYU40: number - 1 -> name, and what stands for it among the 200 classes.
+NYU40_CLASSES = (
+    'wall', 'floor', 'cabinet', 'bed', 'chair', 'sofa', 'table', 'door', 'window', 'bookshelf', 'picture', 'counter',
+    'blinds', 'desk', 'shelves', 'curtain', 'dresser', 'pillow', 'mirror', 'floor mat', 'clothes', 'ceiling', 'books',
+    'refrigerator', 'television', 'paper', 'towel', 'shower curtain', 'box', 'whiteboard', 'person', 'night stand',
+    'toilet', 'sink', 'lamp', 'bathtub', 'bag', 'otherstructure', 'otherfurniture', 'otherprop',
+)
+NYU40_IN_SCANNET200 = {
+    'sofa': 'couch', 'shelves': 'shelf', 'floor mat': 'mat', 'books': 'book', 'television': 'tv',
+    'night stand': 'nightstand', 'otherstructure': 'structure', 'otherfurniture': 'furniture', 'otherprop': 'object',
+}
 # How often the classes occur in the training scenes. Source: Rozenberszki et al., "Language-Grounded Indoor 3D Semantic
 # Segmentation in the Wild", ECCV 2022 (ScanNet200).
 SCANNET200_GROUPS = dict(
@@ -95,6 +106,12 @@ def classes(kind: str) -> tuple[tuple, tuple, int]:
     if kind == 'scannet':
         return SCANNET_CLASSES, SCANNET_IDS, 40
     return SCANNET200_CLASSES, SCANNET200_IDS, 1357
+
+
+def nyu40_to_scannet200() -> tuple[int, ...]:
+    """Raw id among the 200 classes of each NYU40 number 0 (none, stays 0) to 40."""
+    raw = dict(zip(SCANNET200_CLASSES, SCANNET200_IDS))
+    return (0, *(raw[NYU40_IN_SCANNET200.get(name, name)] for name in NYU40_CLASSES))
 
 
 def palette(count: int) -> list[list[int]]:

@@ -116,8 +116,8 @@ class UnifiedSegMetric(DocumentedMetric, BaseMetric):
             scene is above 0.
         cov_score_thr: predictions with a lower score do not count for coverage and recall.
         min_region_size: points of the smallest instance that counts.
-        class_groups: {name: names or numbers of semantic classes}: also the figures of these; 'scannet200': head, common
-            and tail classes of ScanNet200.
+        class_groups: {name: names or numbers of semantic classes}: also the figures of these; 'scannet200': head,
+            common and tail classes of ScanNet200.
         show_classes: log a table of the classes.
 
     Results: ``all_ap``, ``all_ap_50%``, ``all_ap_25%``, ``mcov``, ``mwcov``, ``mrec``, ``mprec``, ``miou``, 0..1, and

@@ -16,6 +16,7 @@ from .clouds import (
     instance_colours,
     instance_palette,
 )
+from .growing_map import GrowingMap
 from .occupancy import Camera, draw_occupancy_perspective, draw_occupancy_top
 from .ply import box_mesh, voxel_mesh, write_ply
 from .sample import draw_camera_grid, draw_occupancy_sample, draw_sensor_sample
@@ -30,6 +31,7 @@ from .viewer import Layer, box_layer, occupancy_page, write_occupancy_page
 
 __all__ = [
     'Camera',
+    'GrowingMap',
     'Layer',
     'box_corners',
     'box_layer',

@@ -20,21 +20,24 @@ def instance_palette(count: int) -> np.ndarray:
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] if count else np.zeros((0, 3), np.uint8)
 
 
-def instance_colours(masks, scores=None) -> np.ndarray:
+def instance_colours(masks, scores=None, numbers=None) -> np.ndarray:
     """(P, 3) RGB uint8 of points by instance; where masks overlap the one with the highest score is seen.
 
     Args:
         masks: (M, P) bool.
         scores: (M,); None: a later mask covers an earlier one.
+        numbers: (M,) of the instances, 0 or more: one with the same number has the same colour at any time. None: their
+            places among the masks.
     """
     masks = np.asarray(masks).astype(bool)
     if masks.ndim != 2:
         raise ValueError(f'masks: expected shape (M, P), found {masks.shape}')
     colours = np.tile(np.uint8(NO_INSTANCE), (masks.shape[1], 1))
-    palette = instance_palette(len(masks))
+    numbers = np.arange(len(masks)) if numbers is None else np.asarray(numbers)
+    palette = instance_palette(int(numbers.max(initial=-1)) + 1)
     order = range(len(masks)) if scores is None else np.argsort(np.asarray(scores), kind='stable')
     for index in order:
-        colours[masks[index]] = palette[index]
+        colours[masks[index]] = palette[numbers[index]]
     return colours
 
 

@@ -35,6 +35,8 @@ class Layer:
         width: of points, pixels.
         side: 0: only in the left half (the first grid's), 1: only in the right one, None: in both.
         visible: shown at first.
+        steps: how many of the places are there after each step of time, rising; None: all are always. With such layers
+            the page has a slider and plays.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Layer:
     width: float = 2.0
     side: int | None = None
     visible: bool = True
+    steps: Sequence[int] | None = None
 
 
 def box_layer(name: str, boxes, colours=(32, 36, 42), **options) -> Layer:
@@ -133,6 +136,9 @@ def _layer(layer: Layer) -> dict:
         raise ValueError(f'layer {layer.name!r}: kind {layer.kind!r} or side {layer.side!r} is not known')
     if not np.isfinite(places).all():
         raise ValueError(f'layer {layer.name!r}: places hold values that are not finite')
+    steps = None if layer.steps is None else [0, *map(int, layer.steps)]
+    if steps is not None and (np.any(np.diff(steps) < 0) or steps[-1] > len(places) or len(steps) < 2):
+        raise ValueError(f'layer {layer.name!r}: steps have to rise up to {len(places)} places at most')
     colours = np.broadcast_to(np.asarray(layer.colours, np.float64), places.shape).clip(0, 255)
     return dict(
         name=layer.name,
@@ -140,6 +146,7 @@ def _layer(layer: Layer) -> dict:
         width=layer.width,
         side=layer.side,
         visible=layer.visible,
+        steps=None if steps is None else steps[1:],
         places=_packed(places, np.float32),
         colours=_packed(colours, np.uint8),
     )

@@ -191,6 +191,22 @@ def test_parts_of_the_3d_branch_can_be_frozen():
     assert not model.bi_encoder.backbone3d.block1.training and model.bi_encoder.backbone3d.block2.training
 
 
+def test_a_frozen_3d_branch_with_stages_that_train():
+    cfg = model_config('BiFusionSeg', bi_fusion=True)
+    cfg['bi_encoder'] = dict(cfg['bi_encoder'], freeze_3d='all', unfreeze_3d=['block1', 'block2'])
+    model = MODELS.build(cfg).train()
+    before = {name: value.clone() for name, value in model.bi_encoder.backbone3d.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    sum(model.loss(*batch()).values()).backward()
+    optimizer.step()
+    for name, value in model.bi_encoder.backbone3d.state_dict().items():
+        if not name.endswith('num_batches_tracked'):
+            assert torch.equal(before[name], value) != name.startswith(('block1.', 'block2.')), name
+    cfg['bi_encoder']['unfreeze_3d'] = ['block9']
+    with pytest.raises(ConfigError, match=r"unfreeze_3d: backbone3d has no module 'block9'"):
+        MODELS.build(cfg)
+
+
 @pytest.mark.parametrize('name', ['visual.conv1.weight', 'vision_model.embeddings.patch_embedding.weight'])
 def test_clip_weights_of_every_layout(tmp_path, name):
     weight = torch.randn(16, 3, 16, 16)

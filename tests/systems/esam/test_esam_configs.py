@@ -85,6 +85,19 @@ def test_table_of_the_document(name, base, model, lr, epochs, warmup):
     assert other.model == cfg.model and other.train_dataloader == cfg.train_dataloader
 
 
+def test_later_ideas():
+    inside = read(ROOT / 'configs/ESAM/ESAM_sv_3dtsa_scannet_inside.py')
+    names = set(meta_model(inside).state_dict())
+    assert any(name.startswith('backbone.inserted.4.layers.0.pos_embed.') for name in names)
+    assert not any(name.startswith('neck.') for name in names)
+    unfrozen = meta_model(read(ROOT / 'configs/ESAM/ESAM_sv_bifusion_scannet_unfreeze.py')).bi_encoder.backbone3d
+    trained = {name.split('.')[0] for name, p in unfrozen.named_parameters() if p.requires_grad}
+    assert trained == {'block1', 'block2'}
+    averaged = load_config(str(ROOT / 'configs/ESAM/ESAM_sv_3d_scannet_swa.py'), ['swa_begin=100'])
+    assert averaged.custom_hooks == [dict(type='OccEMAHook', ramp='mean', begin_epoch=100)]
+    assert (averaged.param_scheduler[0].end, averaged.param_scheduler[0].T_max) == (100, 100)
+
+
 def test_position_codes_do_not_decay():
     cfg = load_config(str(ROOT / 'configs/ESAM/ESAM_sv_3dtsa_scannet.py'))
     model = MODELS.build(dict(cfg.model, backbone=dict(cfg.model.backbone, planes=[4] * 8, init_dim=4, layers=[1] * 8),

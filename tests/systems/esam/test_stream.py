@@ -7,6 +7,8 @@ import pytest
 import torch
 from esam_world import batch, model_config, scene, view
 from mmdet3d.registry import MODELS
+from mmengine import Config
+from occforge.apis import Inferencer
 from occforge.errors import ConfigError, DataError
 from occforge.models.minkowski import voxelize_points
 from occforge.systems.esam import MultilevelMemory, OnlineSegmentor
@@ -59,6 +61,46 @@ def test_results_do_not_change_afterwards():
             early = segmentor.result()
             copy = early.scores.copy(), early.masks.copy()
     assert np.array_equal(early.scores, copy[0]) and np.array_equal(early.masks, copy[1])
+
+
+def test_two_scenes_at_once_share_a_model_and_nothing_else():
+    first = stream()
+    second = first.model.open_frame_stream(num_sample=600)
+    alone = stream()
+    alone.model.load_state_dict(first.model.state_dict())
+    for number in range(3):
+        rgb, depth, pose, masks = view(number)
+        first.step(rgb, depth, pose, masks=masks)
+        other_rgb, *other = view(number + 5)
+        second.step(other_rgb, *other[:2], masks=other[2])
+        alone.step(rgb, depth, pose, masks=masks)
+    assert np.array_equal(first.result().masks, alone.result().masks)
+    assert np.array_equal(first.result().scores, alone.result().scores)
+    assert not first.model.memory.states  # the model itself keeps nothing
+
+
+def test_the_inferencer_streams_frames(tmp_path):
+    torch.manual_seed(0)
+    config = model_config('ScanNet200MixFormer3D_Online')
+    config['test_cfg'].update(stream=dict(num_sample=600), inst_score_thr=0.0)
+    inferencer = Inferencer(Config(dict(model=config, test_dataloader=dict(dataset=dict()))), device='cpu')
+    direct = inferencer.model.open_frame_stream()
+    live = inferencer.stream()
+    for number in range(3):
+        rgb, depth, pose, masks = view(number)
+        prediction = live.step(dict(rgb=rgb, depth=depth, pose=pose, masks=masks))
+        direct.step(rgb, depth, pose, masks=masks)
+    expected = direct.result()
+    for name in ('masks', 'labels', 'scores', 'ids'):
+        np.testing.assert_array_equal(getattr(prediction.instances, name), getattr(expected, name))
+    assert prediction.instances.points.shape == (1800, 3) and prediction.name == 'frame000002'
+    assert {path.suffix for path in prediction.save(tmp_path, ('npz', 'png', 'html'))} == {'.npz', '.png', '.html'}
+    live.reset()
+    rgb, depth, pose, masks = view(0)
+    again = live.step(dict(rgb=rgb, depth=depth, pose=pose, masks=masks))
+    assert again.name == 'frame000000' and again.instances.points.shape == (600, 3)
+    with pytest.raises(ConfigError, match='missing a required argument'):
+        live.step(dict(rgb=rgb))
 
 
 def test_memory_matters_and_can_be_switched_off():

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from esam_world import BACKBONE
+from mmdet3d.registry import MODELS
+from occforge.errors import ConfigError
 from occforge.models.minkowski import voxelize_points
 from occforge.models.sparse import SparseTensor
 from occforge.systems.esam import TinySA2D, TinySANeck
@@ -79,6 +82,43 @@ def test_published_names():
     assert names == linear | {f'layers.0.{n}.weight' for n in ('q', 'k', 'v')}
     assert TinySANeck(dim=32).layers[0].q.in_features == 32
     assert TinySANeck(8, sample_ratio=0.25).cell == 4
+
+
+def unet(**changes):
+    torch.manual_seed(0)
+    return MODELS.build(dict(BACKBONE, in_channels=8, **changes)).eval()
+
+
+def test_inside_the_u_net_it_is_the_identity_at_first():
+    x = tensor_of(cloud(0), cloud(1))
+    plain, inside = unet(), unet(insert_stages=(3, 4), insert=dict(num_heads=2), voxel_size=0.05)
+    inside.load_state_dict(plain.state_dict(), strict=False)
+    assert {name.split('.')[1] for name in inside.state_dict() if name.startswith('inserted.')} == {'3', '4'}
+    third, fourth = inside.inserted['3'], inside.inserted['4']
+    assert (third.voxel_size, fourth.voxel_size) == pytest.approx((0.4, 0.8))  # metres
+    assert (third.cell, third.radius, fourth.radius) == (1, pytest.approx(1.6), pytest.approx(3.2))
+    assert (third.layers[0].q.in_features, fourth.layers[0].q.in_features) == (6, 8)
+    assert torch.equal(inside(x).features, plain(x).features)
+
+
+@pytest.mark.parametrize('stage', [1, 2, 3, 4])
+def test_inside_the_u_net_it_changes_the_voxels_of_its_sample_and_learns(stage):
+    net = unet(insert_stages=(stage,), insert=dict(num_heads=2))
+    opened(net.inserted)
+    a, b = cloud(0), cloud(1)
+    joint, alone, plain = net(tensor_of(a, b)), net(tensor_of(a)), unet()(tensor_of(a))
+    own = joint.coords[:, 0] == 0
+    change = (alone.features - plain.features).abs().max()
+    assert change > 1e-6 and (joint.features[own] - alone.features).abs().max() < 0.01 * change
+    joint.features.square().sum().backward()
+    missing = [name for name, p in net.inserted.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # equal shifts of all logits of a token cancel
+    assert all(name.endswith('pos_embed.2.bias') for name in missing)
+
+
+def test_levels_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match='levels of 1 to 4, found 5'):
+        unet(insert_stages=(5,))
 
 
 @pytest.mark.parametrize('size', [(16, 16), (13, 21)])

@@ -1,4 +1,4 @@
-"""ScanNet's exports (and SceneNN's, 3RScan's in the same form) to the files and info files of ESAM.
+"""ScanNet's exports to the files and info files of ESAM; SceneNN and 3RScan in their own layouts: ``indoor_sources``.
 
 Input, below ``--root-path``::
 
@@ -114,10 +114,14 @@ def read_reconstruction(folder: Path, labels: dict[str, int]) -> Reconstruction:
     for number, group in enumerate(groups, start=1):
         instances[np.isin(segments, group['segments'])] = number
         raw[number] = labels.get(group['label'], 0)
-    align = read_alignment(folder / f'{scene}.txt')
-    result = Reconstruction(points, segments, instances, raw, np.zeros((len(groups), 6)), align)
+    return reconstruction(points, segments, instances, raw, read_alignment(folder / f'{scene}.txt'))
+
+
+def reconstruction(points, segments, instances, labels, align) -> Reconstruction:
+    """A ``Reconstruction`` with the boxes of its instances."""
+    result = Reconstruction(points, segments, instances, labels, np.zeros((len(labels) - 1, 6)), align)
     xyz = result.aligned
-    for number in range(len(groups)):
+    for number in range(len(labels) - 1):
         inside = xyz[instances == number + 1]
         if len(inside):
             low, high = inside.min(0), inside.max(0)
@@ -188,25 +192,63 @@ def read_frame(folder: Path, frame: str):
 
 
 @dataclass
-class Job:
-    """What exporting a scene needs; see ``prepare``."""
+class Exports:
+    """ScanNet's exports below ``root``; what other data sets have instead has the same methods.
 
-    kind: str
-    stage: str
+    Attributes:
+        root: folder of the exports.
+        labels: see ``label_map``.
+        intrinsics: of scenes without a file of their own.
+    """
+
     root: Path
+    labels: dict
+    intrinsics: tuple
+
+    own_images = True  # the images are JPEG files where the info files look for them
+
+    def frames(self, scene: str) -> list[int]:
+        """Raw numbers of the frames."""
+        names = (path.stem for path in (self.root / '2D' / scene / 'color').glob('*.jpg'))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def frame(self, scene: str, number: int):
+        """See ``read_frame``."""
+        return read_frame(self.root / '2D' / scene, str(number))
+
+    def camera(self, scene: str) -> tuple:
+        """fx, fy, cx, cy of the frames."""
+        return intrinsics_of(self.root / '2D' / scene, self.intrinsics)
+
+    def reconstruction(self, scene: str) -> 'Reconstruction':
+        """The labelled mesh."""
+        return read_reconstruction(self.root / 'scans' / scene, self.labels)
+
+
+@dataclass
+class Job:
+    """What exporting a scene needs; see ``prepare`` and ``export_split``."""
+
+    stage: str
+    source: Exports
     out: Path
     rec: Path | None
-    labels: dict
     masks: Path | None
-    intrinsics: tuple
     num_sample: int
     seed: int
+    step: int
 
 
 def _write(path: Path, values: np.ndarray, dtype: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(np.ascontiguousarray(values, dtype=dtype).tobytes())
+
+
+def _write_image(path: Path, colour: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        Image.fromarray(colour).save(file, format='JPEG', quality=95)
 
 
 def export_scene(job: Job, scene: str) -> dict:
@@ -216,12 +258,11 @@ def export_scene(job: Job, scene: str) -> dict:
         ``items``: info items (one a frame in 'sv', one in all in 'mv'), ``lost``: frames without a pose,
         ``unmasked``: frames without a mask file.
     """
-    folder = job.root / '2D' / scene
-    frames = sorted(int(path.stem) for path in (folder / 'color').glob('*.jpg') if path.stem.isdigit())
-    frames = [number for number in frames if number % STEPS[job.stage] == 0]
+    source = job.source
+    frames = [number for number in source.frames(scene) if number % job.step == 0]
     if not frames:
-        raise DataError(f'{folder}/color: no frame whose number is a multiple of {STEPS[job.stage]}')
-    rec = read_reconstruction(job.root / 'scans' / scene, job.labels)
+        raise DataError(f'{source.root}: {scene}: no frame whose number is a multiple of {job.step}')
+    rec = source.reconstruction(scene)
     if job.rec is not None:
         semantic = rec.labels[rec.instances]
         for name, values, dtype in (
@@ -232,10 +273,10 @@ def export_scene(job: Job, scene: str) -> dict:
         ):
             _write(job.rec / name / f'{scene}.bin', values, dtype)
     tree = cKDTree(rec.aligned)
-    camera = intrinsics_of(folder, job.intrinsics)
+    camera = source.camera(scene)
     kept, poses, lost, unmasked = [], [], 0, 0
     for number in frames:
-        read = read_frame(folder, str(number))
+        read = source.frame(scene, number)
         if read is None:
             lost += 1
             continue
@@ -253,6 +294,8 @@ def export_scene(job: Job, scene: str) -> dict:
             points[:, :3] -= data['center']
             pose = pose.copy()
             pose[:3, 3] -= data['center']
+        if not source.own_images:
+            _write_image(job.out / '2D' / scene / 'color' / f'{number}.jpg', colour)
         name = f'{scene}_{number}' if job.stage == 'sv' else f'{scene}/{number}'
         for part, values, dtype in (
             ('points', points, '<f4'),
@@ -370,23 +413,35 @@ def prepare(
         rec = out.resolve().parent / kind
     labels = label_map(root / 'meta_data' / 'scannetv2-labels.combined.tsv', 'nyu40id' if kind == 'scannet' else 'id')
     job = Job(
-        kind,
         stage,
-        root,
+        Exports(root, labels, INTRINSICS[camera]),
         out,
         None if rec is None else Path(rec),
-        labels,
         None if masks is None else Path(masks),
-        INTRINSICS[camera],
         num_sample,
         seed,
+        STEPS[stage],
     )
+    named = {split: read_split(root / 'meta_data' / f'scannetv2_{split}.txt') for split in splits}
+    return export_splits(job, kind, tag or f'{kind}_{stage}', named, workers, quiet)
+
+
+def export_splits(job: Job, kind: str, tag: str, splits: dict[str, list[str]], workers: int, quiet: bool) -> dict:
+    """Export the scenes of each split and write its info file.
+
+    Args:
+        kind: of the classes' names in the info files, 'scannet' or 'scannet200'.
+        tag: prefix of the info files.
+        splits: names of the scenes.
+
+    Returns:
+        Summary: 'files': info file -> number of items; 'lost' and 'unmasked' frames.
+    """
     summary: dict = dict(files={}, lost=0, unmasked=0)
-    for split in splits:
-        scenes = read_split(root / 'meta_data' / f'scannetv2_{split}.txt')
-        results = dict(parallel_map(export_scene, job, scenes, workers, f'{kind} {stage} {split}', quiet))
+    for split, scenes in splits.items():
+        results = dict(parallel_map(export_scene, job, scenes, workers, f'{tag} {split}', quiet))
         items = [item for index in range(len(scenes)) for item in results[index]['items']]
-        path = out / f'{tag or f"{kind}_{stage}"}_oneformer3d_infos_{split}.pkl'
+        path = job.out / f'{tag}_oneformer3d_infos_{split}.pkl'
         write_infos(path, kind, items)
         summary['files'][str(path)] = len(items)
         for name in ('lost', 'unmasked'):

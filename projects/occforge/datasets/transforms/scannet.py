@@ -21,6 +21,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from occforge.errors import ConfigError, DataError
 
+from .. import scannet_classes
 from .common import read_bytes
 
 # Pinhole cameras of the data sets, (fx, fy, cx, cy) for images of 640 x 480.
@@ -34,6 +35,13 @@ INTRINSICS = dict(
 IMAGE = 'frame_img'
 # SceneNN's y axis points down: its points and poses are turned so that z is up.
 SCENENN_ROTATION = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+
+
+def upright_pose(pose) -> np.ndarray:
+    """A pose (4, 4), camera to world, of SceneNN in the world whose z is up."""
+    turned = np.array(pose, dtype=np.float64)
+    turned[:3] = SCENENN_ROTATION @ turned[:3]
+    return turned
 
 
 def intrinsic_matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
@@ -73,6 +81,8 @@ class LoadPointsFromFile_(LoadPointsFromFile):
             results['points'].tensor[:, :3] = results['points'].tensor[:, :3] @ torch.tensor(
                 SCENENN_ROTATION.T, dtype=torch.float32
             )
+            if 'pose' in results:
+                results['pose'] = upright_pose(results['pose'])
         return results
 
 
@@ -126,6 +136,23 @@ class SwapChairAndFloorWithRec(SwapChairAndFloor):
         if 'rec_semantic_mask' in results:
             results['rec_semantic_mask'] = self._swapped(results['rec_semantic_mask'])
         results['pts_semantic_mask'] = self._swapped(results['pts_semantic_mask'])
+        return results
+
+
+@TRANSFORMS.register_module()
+class LabelsFromNYU40(BaseTransform):
+    """NYU40 numbers, the labels of SceneNN and 3RScan, become the raw ids of ScanNet200, where
+    ``SwapChairAndFloorWithRec`` stands for ScanNet's own; the reconstruction's, too."""
+
+    TABLE = np.array(scannet_classes.nyu40_to_scannet200())
+
+    def transform(self, results: dict) -> dict:
+        for name in ('pts_semantic_mask', 'rec_semantic_mask'):
+            if name in results:
+                labels = np.asarray(results[name])
+                if labels.size and not 0 <= labels.min() <= labels.max() < len(self.TABLE):
+                    raise DataError(f'{name}: labels {labels.min()} to {labels.max()}, expected NYU40 numbers, 0 to 40')
+                results[name] = self.TABLE[labels]
         return results
 
 
@@ -431,6 +458,8 @@ class LoadAdjacentDataFromFile(BaseTransform):
         for name in ('poses', 'clip_feat_paths'):
             if name in results:
                 results[name] = [results[name][i] for i in chosen]
+        if self.dataset_type == 'scenenn' and 'poses' in results:
+            results['poses'] = [upright_pose(pose) for pose in results['poses']]
         clouds = [self._points(path) for path in results['pts_paths']]
         lidar_idx = results['point_cloud']['lidar_idx']
         results.update(num_frames=len(chosen), num_sample=self.num_sample, lidar_idx=lidar_idx)

@@ -16,11 +16,15 @@ def ema_decay(update: int, decay: float, ramp: str | None, ramp_length: float) -
 
     ``ramp=None``: ``decay`` always. ``'exp'``: decay * (1 - exp(-update / ramp_length)), as the BEVDet family's
     averages. ``'inverse'``: min(decay, 1 - (r + 1) / (update + r)) with r = ramp_length, as mean teachers: 0 at first.
+    ``'mean'``: 1 - 1 / update, so that all updates count alike, as in stochastic weight averaging (Izmailov et al., UAI
+    2018).
     """
     if ramp is None:
         return decay
     if ramp == 'exp':
         return decay * (1 - math.exp(-update / ramp_length))
+    if ramp == 'mean':
+        return 1 - 1 / update
     return min(decay, 1 - (ramp_length + 1) / (update + ramp_length))
 
 
@@ -48,8 +52,8 @@ class RampedAverage(BaseAveragedModel):
     ):
         if not 0 <= decay < 1:
             raise ConfigError(f'EMA: decay has to lie in [0, 1), found {decay!r}')
-        if ramp not in (None, 'exp', 'inverse'):
-            raise ConfigError(f"EMA: ramp is {ramp!r}, None, 'exp' or 'inverse' is expected")
+        if ramp not in (None, 'exp', 'inverse', 'mean'):
+            raise ConfigError(f"EMA: ramp is {ramp!r}, None, 'exp', 'inverse' or 'mean' is expected")
         super().__init__(model, interval=interval, update_buffers=True)
         self.decay, self.ramp, self.ramp_length, self.init_updates = decay, ramp, ramp_length, init_updates
 
@@ -88,7 +92,9 @@ class OccEMAHook(EMAHook):
 
     Args:
         decay, ramp, ramp_length, init_updates, interval: of :class:`RampedAverage`. BEVDet's family: ``decay=0.999,
-            ramp='exp', ramp_length=2000, init_updates=10560``.
+            ramp='exp', ramp_length=2000, init_updates=10560``. Stochastic weight averaging: ``ramp='mean'`` with a
+            ``begin_epoch`` late in the training.
+        begin_epoch: epochs before it do not count: the average is then what is being trained.
         resume: accepted for the published configs, without effect: the average is in the checkpoint.
     """
 
@@ -99,11 +105,12 @@ class OccEMAHook(EMAHook):
         ramp_length: float = 2000,
         init_updates: int = 0,
         interval: int = 1,
+        begin_epoch: int = 0,
         resume=None,
     ):
         super().__init__(
             'RampedAverage', strict_load=True, decay=decay, ramp=ramp, ramp_length=ramp_length,
-            init_updates=init_updates, interval=interval,
+            init_updates=init_updates, interval=interval, begin_epoch=begin_epoch,
         )  # fmt: skip
         self.ema_model: RampedAverage | None = None
         self._resumed = False
@@ -123,7 +130,10 @@ class OccEMAHook(EMAHook):
             self.ema_model.start_from(self.src_model, names)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        self.ema_model.update_parameters(self.src_model)
+        if runner.epoch < self.begin_epoch:
+            self.ema_model.start_from(self.src_model)
+        else:
+            self.ema_model.update_parameters(self.src_model)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if self.ema_model is None or not runner._resume:

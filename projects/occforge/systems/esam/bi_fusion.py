@@ -42,6 +42,8 @@ class BiFusionEncoder(BaseModule):
         use_tiny_sa_2d: attention on the map of the image.
         use_global: add the mean feature of the image.
         freeze_3d: 'none', 'all', or names inside backbone3d (``['conv0p1s1', 'block1']``) that do not train.
+        unfreeze_3d: names inside backbone3d that train all the same (``freeze_3d='all', unfreeze_3d=['block1',
+            'block2']``: these two alone).
         image_size: (W, H) to which ``uv`` refers.
 
     Attributes:
@@ -62,6 +64,7 @@ class BiFusionEncoder(BaseModule):
         use_tiny_sa_2d: bool = False,
         use_global: bool = True,
         freeze_3d='none',
+        unfreeze_3d=(),
         image_size=(640, 480),
         init_cfg=None,
     ):
@@ -84,25 +87,28 @@ class BiFusionEncoder(BaseModule):
         self.gate = nn.Linear(2 * c + pe_channels, c)
         self.out_proj = _zero_linear(c, c)
         self.image_size = tuple(image_size)
-        self._freeze(freeze_3d)
+        self._freeze(freeze_3d, unfreeze_3d)
         self.reset_counts()
 
-    def _freeze(self, freeze_3d) -> None:
-        self.frozen = []
-        if freeze_3d == 'all':
-            self.frozen = [self.backbone3d]
-        elif freeze_3d != 'none':
-            if isinstance(freeze_3d, str):
-                raise ConfigError(
-                    f"BiFusionEncoder.freeze_3d is {freeze_3d!r}, expected 'none', 'all' or a list of names"
-                )
-            modules = dict(self.backbone3d.named_modules())
-            for name in freeze_3d:
-                if name not in modules:
-                    raise ConfigError(f'BiFusionEncoder.freeze_3d: backbone3d has no module {name!r}')
-                self.frozen.append(modules[name])
+    def _freeze(self, freeze_3d, unfreeze_3d) -> None:
+        if freeze_3d in ('none', 'all'):
+            self.frozen = [self.backbone3d] if freeze_3d == 'all' else []
+        elif isinstance(freeze_3d, str):
+            raise ConfigError(f"BiFusionEncoder.freeze_3d is {freeze_3d!r}, expected 'none', 'all' or a list of names")
+        else:
+            self.frozen = self._parts_3d('freeze_3d', freeze_3d)
+        self.unfrozen = self._parts_3d('unfreeze_3d', unfreeze_3d)
         for module in self.frozen:
             module.requires_grad_(False)
+        for module in self.unfrozen:
+            module.requires_grad_(True)
+
+    def _parts_3d(self, field: str, names) -> list[nn.Module]:
+        modules = dict(self.backbone3d.named_modules())
+        for name in names:
+            if name not in modules:
+                raise ConfigError(f'BiFusionEncoder.{field}: backbone3d has no module {name!r}')
+        return [modules[name] for name in names]
 
     def train(self, mode: bool = True):
         """Frozen parts stay in evaluation mode."""
@@ -110,6 +116,8 @@ class BiFusionEncoder(BaseModule):
         self.backbone2d.eval()
         for module in self.frozen:
             module.eval()
+        for module in self.unfrozen:
+            module.train(mode)
         return self
 
     def reset_counts(self) -> None:

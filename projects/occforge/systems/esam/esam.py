@@ -330,6 +330,12 @@ class ScanNet200MixFormer3D_Online(ScanNet200MixFormer3D):
         """A merger for one scene."""
         return OnlineMerge(self.test_cfg.get('inscat_topk_insts', 100), self.use_bbox, self.merge_type)
 
+    def open_frame_stream(self, **options):
+        """An ``OnlineSegmentor`` of this model; ``options``: its arguments, default those of ``test_cfg.stream``."""
+        from .stream import OnlineSegmentor
+
+        return OnlineSegmentor(self, **{**self.test_cfg.get('stream', {}), **options})
+
     def loss(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """``inst_loss`` and ``seg_loss`` summed over the frames, ``merge_loss_tmp``."""
         points, extra = self._frames(batch_inputs_dict)

@@ -33,8 +33,9 @@ _FIELDS = dict(
     nms=True,
     matrix_nms_kernel='linear',
 )
-# Of published configs, for outputs that nobody evaluates or for settings with one value.
-_UNUSED = {'pan_score_thr', 'stuff_classes', 'merge_type', 'inscat_topk_insts', 'obj_normalization_thr', 'use_memory'}
+# Of published configs, for outputs that nobody evaluates or for settings with one value; and what others read.
+_UNUSED = {'pan_score_thr', 'stuff_classes', 'merge_type', 'inscat_topk_insts', 'obj_normalization_thr', 'use_memory',
+           'stream'}  # fmt: skip
 
 
 def check_test_cfg(cfg: dict | None) -> dict:

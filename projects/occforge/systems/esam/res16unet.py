@@ -5,6 +5,7 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import nn
 
+from ...errors import ConfigError
 from ...models.minkowski import MinkBatchNorm, MinkConv, MinkConvTranspose
 from ...models.sparse import SparseModule, SparseSequential, SparseTensor
 
@@ -47,7 +48,8 @@ class Res16UNet34C(BaseModule):
         init_dim: channels of the stem.
         layers: blocks of each level.
         insert_stages: encoder levels (1 to 4) behind which ``insert`` is put, none as published.
-        insert: config of a module on sparse tensors, built with ``in_channels`` and ``voxel_size`` times the stride.
+        insert: config of ``TinySANeck`` there, of which only what differs is given: by default one block, each voxel of
+            the level a token that sees up to four voxels far.
         voxel_size: metres, for ``insert`` alone.
 
     The voxels' coordinates keep their order: row i of the output belongs to row i of the input.
@@ -114,10 +116,11 @@ class Res16UNet34C(BaseModule):
         self.insert_stages = tuple(insert_stages)
         self.inserted = nn.ModuleDict()
         for stage in self.insert_stages:
-            if stage not in (1, 2, 3, 4) or insert is None:
-                raise ValueError(f'insert_stages: expected levels of 1 to 4 and the config insert, found {stage}')
-            built = dict(in_channels=planes[stage - 1], voxel_size=voxel_size * 2**stage) | dict(insert)
-            self.inserted[str(stage)] = MODELS.build(built)
+            if stage not in (1, 2, 3, 4):
+                raise ConfigError(f'Res16UNet34C.insert_stages: expected levels of 1 to 4, found {stage!r}')
+            size = voxel_size * 2**stage  # metres
+            built = dict(type='TinySA', in_channels=planes[stage - 1], voxel_size=size, cell=1, radius=4 * size)
+            self.inserted[str(stage)] = MODELS.build(dict(built, num_layers=1) | dict(insert or {}))
 
     def _act(self, norm, x: SparseTensor) -> SparseTensor:
         x = norm(x)

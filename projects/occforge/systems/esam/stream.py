@@ -1,5 +1,7 @@
 """Frame-by-frame inference."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from ...datasets.rgbd import sample_frame
 from ...datasets.transforms.scannet import INTRINSICS, project
 from ...errors import ConfigError
+from ...visualization import instance_palette
 from .esam import ScanNet200MixFormer3D_Online
 
 # Colours of NormalizePointsColor_ in the configs.
@@ -61,7 +64,8 @@ class OnlineSegmentor:
         masks = stream.result().masks
 
     Args:
-        model: ``ScanNet200MixFormer3D_Online`` or one made of it, in evaluation mode. Its memory is this stream's.
+        model: ``ScanNet200MixFormer3D_Online`` or one made of it, set to evaluation mode. Several streams may share it:
+            each has a memory of its own.
         num_sample: points of a frame.
         clusters: groups of the points that no mask has.
         use_memory: False: forget the features of a frame at the next one; instances are merged all the same.
@@ -106,11 +110,28 @@ class OnlineSegmentor:
 
     def reset(self) -> None:
         """A new scene."""
-        self.model.reset()
+        self._memory: tuple = ({}, 0)
         self.merge = self.model.new_merge()
         self.rng = np.random.default_rng(self.seed)
         self.points: list[np.ndarray] = []
         self.semantic: list[np.ndarray] = []
+
+    @contextmanager
+    def _own_memory(self) -> Iterator[None]:
+        """Inside, the model remembers this stream's frames; afterwards what it did before."""
+        memory = self.model.memory
+        if memory is None:
+            yield
+            return
+        before = memory.states, memory.frame
+        states, memory.frame = self._memory
+        memory.states = dict(states)  # it is filled in place
+        try:
+            yield
+            if self.use_memory:
+                self._memory = memory.states, memory.frame
+        finally:
+            memory.states, memory.frame = before
 
     @torch.no_grad()
     def step(self, rgb, depth, pose, intrinsic=None, masks=None, clip=None) -> FrameResult:
@@ -139,10 +160,9 @@ class OnlineSegmentor:
                 extra['img'] = torch.from_numpy(np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))).to(device)
             else:
                 extra.update(clip_pix=clip['pix'].to(device), clip_global=clip['global'].to(device))
-        if not self.use_memory:
-            self.model.reset()
         sp = torch.from_numpy(data['superpoints']).to(device)
-        features, out, found, semantic = self.model.frame_predictions(inputs, sp, extra)
+        with self._own_memory():
+            features, out, found, semantic = self.model.frame_predictions(inputs, sp, extra)
         known = 0 if self.merge.scene is None else len(self.merge.scene)
         owner = self.model.merge_frame(self.merge, features, out, found).cpu().numpy()
         ids, masks = np.full(len(points), -1, dtype=np.int64), found.masks.cpu().numpy()
@@ -184,5 +204,4 @@ class OnlineSegmentor:
 
 def instance_colour(number: int) -> tuple[int, int, int]:
     """Colour (R, G, B) of an instance of the scene, the same in every frame."""
-    rng = np.random.default_rng([7, int(number)])
-    return tuple(int(value) for value in rng.integers(60, 256, 3))
+    return tuple(instance_palette(int(number) + 1)[-1].tolist())
