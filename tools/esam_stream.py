@@ -95,7 +95,7 @@ def main(argv=None) -> int:
         model = Inferencer(args.config, checkpoint, args.device, args.cfg_options).model
         if not hasattr(model, 'open_frame_stream'):
             raise ConfigError(
-                f'{args.config}: {type(model).__name__} takes no frames one by one: an online config, please'
+                f'{args.config}: {type(model).__name__} takes no frames one by one, an online model is expected'
             )
         stream = model.open_frame_stream(**({} if args.num_sample is None else dict(num_sample=args.num_sample)))
         camera, grown = intrinsics_of(args.folder, INTRINSICS['scannet']), GrowingMap(args.cell)
