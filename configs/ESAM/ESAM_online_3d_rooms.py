@@ -7,6 +7,7 @@ load_from = None  # --load-from work_dirs/rooms_sv/epoch_12.pth
 data_root = 'data/rooms-mv/'
 rec_root = 'data/rooms'
 num_frames = 4
+num_sample = 4000  # points of a frame
 voxel_size = 0.05  # metres
 channels = 32
 max_epochs = 6
@@ -21,11 +22,10 @@ model = dict(
     decoder=dict(in_channels=channels, d_model=64, num_heads=4, hidden_dim=128),
     memory=dict(in_channels=[16, 16, 32, 32]),
     merge_head=dict(in_channels=64, out_channels=64, norm='layer'),
-    test_cfg=dict(npoint_thr=20, inst_score_thr=0.1),
+    test_cfg=dict(npoint_thr=20, inst_score_thr=0.1, stream=dict(num_sample=num_sample)),
 )
 optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),
                      clip_grad=dict(max_norm=10, norm_type=2))  # fmt: skip
-num_sample = 4000
 load_train = dict(_base_.load_train, num_sample=num_sample, num_frames=num_frames)
 load_test = dict(_base_.load_test, num_sample=num_sample, rec_root=rec_root)
 elastic = dict(_base_.elastic, voxel_size=voxel_size, p=0.0)
