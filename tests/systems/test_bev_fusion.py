@@ -191,6 +191,19 @@ def test_a_decoder_for_each_task():
         MODELS.build(dict(cfg, decoders=dict(object=decoder)))
 
 
+def test_the_benchmark_times_voxelisation_and_the_preparation_of_indices():
+    from benchmarks.model import Probe
+
+    model = MODELS.build(tiny())
+    with Probe(model, torch.device('cpu')) as probe:
+        run(model, 'loss')
+    assert set(model.stage_methods) <= set(probe.forward_seconds)
+    assert all(seconds > 0 for seconds in probe.forward_seconds.values())
+    with Probe(MODELS.build(tiny(camera=False)), torch.device('cpu')) as probe:
+        pass
+    assert 'voxelize' in probe.methods and not any(name.startswith('view_transform') for name in probe.methods)
+
+
 @pytest.mark.parametrize('cameras', [1, 4, 6])
 def test_the_number_of_cameras_is_free(cameras):
     torch.manual_seed(0)
@@ -364,6 +377,45 @@ def test_classes_move_by_name_for_objects_and_maps(tmp_path):
     assert torch.equal(new[maps][2], before[maps][2])
 
 
+def test_classes_of_center_head_move_by_name_within_their_task(tmp_path):
+    def build(*tasks):
+        model = MODELS.build(tiny(lidar=False, maps=False, bbox_head=center_head(*tasks)))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        return model
+
+    torch.manual_seed(1)
+    names = [name for task in (['car'], ['truck', 'bus'], ['pedestrian', 'barrier']) for name in task]
+    source = build(['car'], ['truck', 'bus'], ['pedestrian', 'barrier'])
+    path = tmp_path / 'source.pth'
+    meta = dict(dataset_meta=dict(classes=names))
+    write_checkpoint(dict(meta=meta, state_dict=source.state_dict()), path)
+    target = build(['car'], ['bus', 'van'], ['barrier', 'pedestrian'])
+    assert target.class_names == ('car', 'bus', 'van', 'barrier', 'pedestrian')
+    before = copy.deepcopy(target.state_dict())
+    report = load_partially(target, parse_load_from(dict(path=str(path), class_aliases=dict(van='car'))))
+    assert not report.mismatched and not report.missing
+    old, new = source.state_dict(), target.state_dict()
+    for leaf in ('weight', 'bias'):
+        task = [f'bbox_head.task_heads.{number}.heatmap.1.{leaf}' for number in range(3)]
+        assert torch.equal(new[task[0]], old[task[0]])
+        assert torch.equal(new[task[1]][0], old[task[1]][1])
+        # the alias is a class of another task, whose layers in front of the rows are others
+        assert torch.equal(new[task[1]][1], before[task[1]][1])
+        assert torch.equal(new[task[2]], old[task[2]].flip(0))
+    adapted = {each.name: each.how for each in report.adapted}
+    assert '1 new (van)' in adapted['bbox_head.task_heads.1.heatmap.1.weight']
+    # fewer classes in a task, and a file that does not name its own
+    fewer = build(['car'], ['bus'], ['pedestrian', 'barrier'])
+    assert not load_partially(fewer, parse_load_from(str(path))).mismatched
+    assert torch.equal(fewer.state_dict()[task[1]], old[task[1]][1:])
+    write_checkpoint(dict(meta={}, state_dict=source.state_dict()), path)
+    report = load_partially(build(['car'], ['bus'], ['pedestrian', 'barrier']), parse_load_from(str(path)))
+    assert {name for name, *_ in report.mismatched} == {
+        'bbox_head.task_heads.1.heatmap.1.weight', 'bbox_head.task_heads.1.heatmap.1.bias'
+    }  # fmt: skip
+
+
 def test_small_classes_go_by_name():
     names = ['traffic_cone', 'car', 'pedestrian']
     head = MODELS.build(tiny(classes=names)).bbox_head
@@ -500,11 +552,10 @@ def test_some_steps_on_one_batch_lower_every_loss(dtype):
         assert last[name] < first[name], name
 
 
-def test_camera_detection_with_center_head():
-    """Targets and predictions of the plane's two axes belong together: the head that is told the truth finds it."""
-    width = 16
-    head = dict(
-        type='BEVCenterHead', in_channels=width, tasks=[dict(num_class=1, class_names=['car'])], share_conv_channel=16,
+def center_head(*tasks, width=16):
+    return dict(
+        type='BEVCenterHead', in_channels=width, share_conv_channel=16,
+        tasks=[dict(num_class=len(names), class_names=list(names)) for names in tasks],
         common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
         bbox_coder=dict(type='CenterPointBBoxCoder', pc_range=RANGE, post_center_range=[-12, -12, -10, 12, 12, 10],
                         max_num=20, score_threshold=0.1, out_size_factor=8, voxel_size=[0.15, 0.15], code_size=9),
@@ -517,7 +568,11 @@ def test_camera_detection_with_center_head():
                       out_size_factor=8, voxel_size=[0.15, 0.15], nms_type='rotate', pre_max_size=100, post_max_size=20,
                       nms_thr=0.2),
     )  # fmt: skip
-    model = MODELS.build(tiny(lidar=False, maps=False, bbox_head=head))
+
+
+def test_camera_detection_with_center_head():
+    """Targets and predictions of the plane's two axes belong together: the head that is told the truth finds it."""
+    model = MODELS.build(tiny(lidar=False, maps=False, bbox_head=center_head(['car'])))
     boxes = torch.tensor([[5.3, -2.2, -1.0, 4.0, 2.0, 1.5, 0.4, 1.0, 0.0]])
     truth = InstanceData(bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=9), labels_3d=torch.zeros(1, dtype=torch.int64))
     heatmaps, _, _, _ = model.bbox_head.get_targets([truth])

@@ -1,6 +1,7 @@
 """benchmarks/model.py on a tiny model: stages, FLOPs and kept memory against numbers that can be written down."""
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,38 @@ def test_methods_may_be_stages():
             loss.backward()
     assert probe.forward_seconds['double'] > 0 and probe.backward_seconds['double'] > 0
     assert 'double' not in vars(model)
+
+
+def halve(x):
+    time.sleep(0.02)
+    return x / 2
+
+
+def test_stages_inside_of_stages_are_not_counted_twice():
+    class Nested(Two):
+        stage_methods = ('first.prepare', f'{__name__}:halve', 'third.prepare')
+
+        def forward(self, x):
+            return dict(answer=[self.second(self.first(x))])
+
+    class First(nn.Linear):
+        def prepare(self, x):
+            time.sleep(0.03)
+            return halve(x)
+
+        def forward(self, x):
+            return super().forward(self.prepare(x))
+
+    model, x, before = Nested(), torch.randn(5, 4), halve
+    model.first = First(4, 8)
+    probe = benchmark.Probe(model, torch.device('cpu'))
+    start = time.perf_counter()
+    with probe:
+        model(x)
+    whole, seconds = time.perf_counter() - start, probe.forward_seconds
+    assert seconds['first.prepare'] >= 0.03 and seconds[f'{__name__}:halve'] >= 0.02
+    assert sum(seconds.values()) <= whole and seconds['first'] <= whole - 0.05
+    assert 'third.prepare' not in seconds and halve is before and 'prepare' not in vars(model.first)
 
 
 def test_places_of_a_batch_are_drives():

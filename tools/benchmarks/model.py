@@ -10,16 +10,19 @@ Samples come from the config's own data set; where that is not on disk, --random
 city in its place will do
 (tools/create_data.py synthetic_city --root-path data/city_full --scenes 1 --keyframes 2 --image-size 1600x900).
 
-Stages are the direct children of the model and the methods that its class names in `stage_methods`; "other" is what the
-model does outside of them. A model that remembers earlier frames sees each place of the batch as one long drive. The
-time of a stage in the backward pass is that from the arrival of the gradients of its outputs to the next such arrival,
-with the parts that activation checkpointing computes again. Whole steps are timed first, without the probes. FLOPs: two
-for each multiply-add of a forward pass, of convolutions, matrix products, attention, sparse convolution and frustum
-pooling. Kept memory: the tensors that a stage saves for the backward pass.
+Stages are the direct children of the model and what its class names in `stage_methods`: methods ("voxelize"), methods
+of a part ("view_transform.cell_indices"), functions ("package.module:function"). The time of a stage is without that of
+the stages inside of it; "other" is what the model does outside of them all. A model that remembers
+earlier frames sees each place of the batch as one long drive. The time of a stage in the backward pass is that from the
+arrival of the gradients of its outputs to the next such arrival, with the parts that activation checkpointing computes
+again. Whole steps are timed first, without the probes. FLOPs: two for each multiply-add of a forward pass, of
+convolutions, matrix products, attention, sparse convolution and frustum pooling. Kept memory: the tensors that a stage
+saves for the backward pass.
 """
 
 import argparse
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -86,6 +89,19 @@ class Memory:
         return torch.cuda.max_memory_allocated() if self.cuda else self._status('VmHWM')
 
 
+def owner_of(model, name):
+    """The object, and the name of its attribute, that an entry of ``stage_methods`` means. The object is None where the
+    model lacks the part."""
+    module, colon, function = name.partition(':')
+    if colon:
+        return importlib.import_module(module), function
+    *parts, method = name.split('.')
+    owner = model
+    for part in parts:
+        owner = getattr(owner, part, None)
+    return (owner if hasattr(owner, method) else None), method
+
+
 class Probe:
     """Forward and backward time of a model's children, and the memory of what they keep for the backward pass.
 
@@ -100,7 +116,11 @@ class Probe:
             for name, child in model.named_children()
             if name != 'data_preprocessor' and (any(True for _ in child.parameters()) or name != 'loss_occ')
         }
-        self.methods = tuple(getattr(model, 'stage_methods', ()))
+        self.methods = {}  # name -> whose attribute it is, and which
+        for name in getattr(model, 'stage_methods', ()):
+            owner, attribute = owner_of(model, name)
+            if owner is not None:
+                self.methods[name] = owner, attribute
         names = [*self.stages, *self.methods]
         self.forward_seconds = dict.fromkeys(names, 0.0)
         self.backward_seconds = dict.fromkeys(names, 0.0)
@@ -124,16 +144,22 @@ class Probe:
         for name, stage in self.stages.items():
             self._handles.append(stage.register_forward_pre_hook(self._enter_hook(name)))
             self._handles.append(stage.register_forward_hook(self._leave_hook(name)))
-        for name in self.methods:
-            setattr(self.model, name, self._timed(name, getattr(self.model, name)))
+        self._replaced = []
+        for name, (owner, attribute) in self.methods.items():
+            method = getattr(owner, attribute)
+            self._replaced.append((owner, attribute, vars(owner).get(attribute)))
+            setattr(owner, attribute, self._timed(name, method))
         return self
 
     def __exit__(self, *error):
         self._saving.__exit__(*error)
         for handle in self._handles:
             handle.remove()
-        for name in self.methods:
-            delattr(self.model, name)  # the class's own is behind it
+        for owner, attribute, own in self._replaced:
+            if own is None:
+                delattr(owner, attribute)  # the class's own is behind it
+            else:
+                setattr(owner, attribute, own)
 
     def _timed(self, name, method):
         enter, leave = self._enter_hook(name), self._leave_hook(name)
@@ -156,7 +182,7 @@ class Probe:
     def _enter_hook(self, name):
         def hook(*_):
             if self._in_forward:
-                self._running.append((name, self.clock()))
+                self._running.append([name, self.clock(), 0.0])
 
         return hook
 
@@ -166,8 +192,11 @@ class Probe:
         def hook(_module, _inputs, outputs):
             if not self._in_forward:
                 return
-            _, start = self._running.pop()
-            self.forward_seconds[name] += self.clock() - start
+            _, start, inside = self._running.pop()
+            whole = self.clock() - start
+            self.forward_seconds[name] += whole - inside
+            if self._running:
+                self._running[-1][2] += whole
             for tensor in tree_leaves(outputs):
                 if getattr(tensor, 'requires_grad', False):
                     tensor.register_hook(lambda _grad: self._arrivals.append((self.clock(), name)))
@@ -387,13 +416,14 @@ def print_row(title, row, flops):
         print('  ' + ', '.join(f'{name} {ms(row[name]["median"])} ms' for name in ('forward', 'backward', 'optimizer')))
         terms = ', '.join(f'{name} {value:.4g}' for name, value in row['last_losses'].items())
         print(f'  last losses: {terms}; steps with a loss that is not finite: {len(row["steps_not_finite"])}')
-    print(f'  {"stage":<26}{"parameters":>13}{"forward ms":>12}{"backward ms":>13}{"GFLOP":>10}{"kept MiB":>10}')
+    width = max(26, *(len(name) + 2 for name in row['stages']))
+    print(f'  {"stage":<{width}}{"parameters":>13}{"forward ms":>12}{"backward ms":>13}{"GFLOP":>10}{"kept MiB":>10}')
     for name, stage in row['stages'].items():
         gflop, kept = flops['stages'].get(name), stage['kept_bytes']
         cells = [f'{stage["parameters"]:>13,}{ms(stage["forward"]):>12}{ms(stage["backward"]):>13}']
         cells.append(f'{"-" if gflop is None else f"{gflop / 1e9:,.2f}":>10}')
         cells.append(f'{"-" if kept is None else f"{kept / 2**20:,.0f}":>10}')
-        print(f'  {name:<26}{"".join(cells)}')
+        print(f'  {name:<{width}}{"".join(cells)}')
 
 
 def main(argv=None):

@@ -102,8 +102,9 @@ class LoadSpec:
         classes: class names of the model in its order; None: what the data set says, or the model (``class_names``).
         class_axes: name (pattern) of a tensor -> axis of its class rows, or dict(axis=, source=, target=) with names of
             its own (cameras, tasks; ``meta='map_classes'`` instead of source: the names under this entry of the file's
-            metadata), dict(axis=, start=) where so many other rows are in front (and others behind). Added to the
-            model's ``class_axes``, which say the same.
+            metadata), dict(axis=, start=) where so many other rows are in front (and others behind), dict(axis=,
+            shared=True) where the tensors that the pattern finds share out the classes among them in their order
+            (CenterHead's tasks). Added to the model's ``class_axes``, which say the same.
         class_aliases: class of the model -> class of the file that it starts from.
         new_classes: rows of classes that the file does not have: 'init' (the model's own) or 'mean' of the file's rows.
         rules: dict(tensors=name or list, policy=one of POLICIES, and its options); the first that matches decides.
@@ -363,6 +364,8 @@ class _Transfer:
         self.model_classes = next((names for names in named if names is not None), None)
         self.file_classes = source.source_classes if source.source_classes is not None else classes_of(checkpoint)
         self.class_axes = {**getattr(model, 'class_axes', {}), **spec.class_axes}
+        self.shapes: dict[str, tuple] = {}
+        self.our_shapes = {name: tuple(value.shape) for name, value in ours.items()}
         self.metadata: dict[str, int] = {}
         self.transposed: set[str] = set()
         self.stored_last = False
@@ -383,6 +386,7 @@ class _Transfer:
             if renamed is not None and version is not None:
                 self.metadata[renamed] = version
             pairs.append((renamed, value))
+        self.shapes = {name: tuple(value.shape) for name, value in pairs if name is not None}
         layouts = {
             kernel_layout(value.shape, self.kinds[name])
             for name, value in pairs
@@ -457,6 +461,12 @@ class _Transfer:
     def _class_rows_of(self, name: str):
         for pattern, axis in self.class_axes.items():
             if matches(pattern, name):
+                if isinstance(axis, Mapping) and axis.get('shared'):
+                    theirs, mine = (
+                        _share_of(name, pattern, axis['axis'], shapes, names)
+                        for shapes, names in ((self.shapes, self.file_classes), (self.our_shapes, self.model_classes))
+                    )
+                    return axis['axis'], theirs, mine, None
                 if isinstance(axis, Mapping):
                     file_names = axis.get('source', self.file_classes)
                     if 'meta' in axis and 'source' not in axis:
@@ -504,6 +514,20 @@ class _Transfer:
             fitted.index_copy_(axis, torch.tensor(fresh, dtype=torch.int64), mean.expand(sizes))
         new = f', {len(fresh)} new ({", ".join(model_names[i - first] for i in fresh)})' if fresh else ''
         return fitted.to(value.dtype), f'{len(model_names) - len(fresh)} class rows by name on axis {axis}{new}'
+
+
+def _share_of(name: str, pattern: str, axis: int, shapes: Mapping, classes: Sequence[str] | None) -> list[str] | None:
+    """The classes of the tensor ``name`` where all that ``pattern`` finds hold a part of them each, in the order of
+    their numbers; None where the rows are not as many as the classes."""
+    leaf = name.rpartition('.')[2]
+    found = [each for each in shapes if each.rpartition('.')[2] == leaf and matches(pattern, each)]
+    found.sort(key=lambda each: [int(part) if part.isdigit() else 0 for part in each.split('.')])
+    rows = [shapes[each][axis] for each in found]
+    if classes is None or name not in found or sum(rows) != len(classes):
+        return None
+    place = found.index(name)
+    start = sum(rows[:place])
+    return list(classes[start : start + rows[place]])
 
 
 def is_sparse_convolution(module: nn.Module | None) -> bool:

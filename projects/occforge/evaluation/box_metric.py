@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,23 +30,34 @@ _UNDEFINED = dict(
 )  # fmt: skip
 
 
-def summarise(label_aps: Mapping, label_errors: Mapping, classes: Sequence[str]) -> dict[str, float]:
-    """mAP, the mean errors and NDS over ``classes``.
+def summarise(
+    label_aps: Mapping, label_errors: Mapping, classes: Sequence[str], present: Collection[str]
+) -> dict[str, float]:
+    """mAP, the mean errors and NDS over ``classes``, and mAP and NDS over those of them that there are boxes of.
 
     Args:
-        label_aps: {class: {distance: AP}}.
+        label_aps: {class: {distance: AP}}; 0 where the truth has no box of a class, as nuScenes defines it.
         label_errors: {class: {error: value}}; an error that nobody has is left out of the score.
         classes: those that the model knows; others do not count.
+        present: those with a box in the truth.
     """
     found = {f'AP/{name}': float(np.mean(list(label_aps[name].values()))) for name in classes}
-    mean_ap = float(np.mean(list(found.values())))
+    there = [name for name in classes if name in present]
+    whole, part = (_mean_scores(found, label_errors, names) for names in (classes, there))
+    return {**whole, 'present/mAP': part['mAP'], 'present/NDS': part['NDS'], **found}
+
+
+def _mean_scores(found: Mapping[str, float], label_errors: Mapping, classes: Sequence[str]) -> dict[str, float]:
+    if not classes:
+        return dict(mAP=0.0, NDS=0.0)
+    mean_ap = float(np.mean([found[f'AP/{name}'] for name in classes]))
     errors = {}
     for key, short in _ERRORS.items():
         values = [label_errors[name].get(key, math.nan) for name in classes if name not in _UNDEFINED.get(key, ())]
         if values and not np.all(np.isnan(values)):
             errors[short] = float(np.nanmean(values))
     score = 5 * mean_ap + sum(1 - min(1.0, value) for value in errors.values())
-    return dict(mAP=mean_ap, NDS=score / (5 + len(errors)), **errors, **found)
+    return dict(mAP=mean_ap, NDS=score / (5 + len(errors)), **errors)
 
 
 def box_document(
@@ -65,6 +76,7 @@ def box_document(
         return Number(name, value, quantity, protocol, None, class_name=class_name, unit=unit)
 
     numbers = [number(name, metrics[name], name) for name in ('mAP', 'NDS')]
+    numbers += [number(f'present/{name}', metrics[f'present/{name}'], name) for name in ('mAP', 'NDS')]
     numbers += [number(mean, metrics[mean], mean, UNITS[key]) for key, mean in _ERRORS.items() if mean in metrics]
     for name in classes:
         numbers.append(number(f'AP/{name}', metrics[f'AP/{name}'], 'AP', class_name=name))
@@ -108,7 +120,8 @@ class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
         ann_file: info file, absolute or relative to ``data_root``; its boxes' poses are used, read as data.
         others: of mmdet3d's ``NuScenesMetric``.
 
-    Result: ``mAP``, ``NDS``, ``mATE``, ..., ``AP/<class>``.
+    Result: ``mAP``, ``NDS``, ``mATE``, ..., ``AP/<class>``; ``present/mAP`` and ``present/NDS``, the same over the
+    classes that the truth has a box of: any other counts 0 in nuScenes' mean.
     """
 
     def __init__(self, data_root: str, ann_file: str, **kwargs):
@@ -143,13 +156,14 @@ class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
             if self.format_only:
                 MMLogger.get_current_instance().info(f'results are in {self.jsonfile_prefix}')
                 return {}
-            found = self._evaluate(files['pred_instances_3d'], folder)
+            found, present = self._evaluate(files['pred_instances_3d'], folder)
         parts = found['label_aps'], found['label_tp_errors']
-        metrics = summarise(*parts, classes)
+        metrics = summarise(*parts, classes, present)
         text = (
             f'nuScenes detection by its own evaluator ({self.eval_version}): AP over matches by centre distance, '
             'errors of matches within 2 m; NDS = (5 mAP + sum of 1 - min(1, error)) / (5 + errors); means over the '
-            'classes that the model has, each within its own distance of the vehicle; null: no match'
+            'classes that the model has (present/: those of them with a box in the truth), each within its own distance '
+            'of the vehicle; null: no match'
         )
         self.document = box_document(
             metrics, *parts, 'nuscenes_detection', text, classes, len(results), self.dataset_size
@@ -157,7 +171,8 @@ class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
         print_log(box_table(self.document), logger='current')
         return metrics
 
-    def _evaluate(self, path: str, folder: str) -> dict:
+    def _evaluate(self, path: str, folder: str) -> tuple[dict, set[str]]:
+        """The evaluator's numbers, and the classes with a box that counts."""
         from nuscenes import NuScenes
         from nuscenes.eval.detection.evaluate import NuScenesEval
 
@@ -170,7 +185,7 @@ class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
             verbose=False,
         )
         metrics, _ = evaluator.evaluate()
-        return metrics.serialize()
+        return metrics.serialize(), {box.detection_name for box in evaluator.gt_boxes.all}
 
     def _eval_set(self) -> str:
         if os.path.isfile(os.path.join(self.data_root, self.version, 'splits.json')):
@@ -271,11 +286,12 @@ class BEVBoxMetric(DocumentedMetric, BaseMetric):
                 for key in _ERRORS
                 if key != 'attr_err' and name not in _UNDEFINED.get(key, ())
             }
-        metrics = summarise(aps, errors, classes)
+        metrics = summarise(aps, errors, classes, {box.detection_name for box in truth.all})
         ranges = ', '.join(f'{name} {self.class_range.get(name, 50):g} m' for name in classes)
         text = (
             'nuScenes detection on the boxes of an info file: AP over matches by centre distance, errors of matches '
-            'within 2 m, no attributes; NDS = (5 mAP + sum of 1 - min(1, error)) / (5 + errors); distance from the '
+            'within 2 m, no attributes; NDS = (5 mAP + sum of 1 - min(1, error)) / (5 + errors); means '
+            'over the classes of the model (present/: those of them with a box in the truth); distance from the '
             f'vehicle within which a class counts: {ranges}; null: no match'
         )
         self.document = box_document(

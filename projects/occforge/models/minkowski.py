@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..ops import voxelize
 from ..ops.sparse_conv import sparse_conv
-from .sparse import SparseModule, SparseSequential, SparseTensor, _neighbours
+from .sparse import SparseModule, SparseSequential, SparseTensor, find_neighbours
 
 __all__ = [
     'GRID_ORIGIN',
@@ -102,7 +102,7 @@ class MinkConv(_Kernel):
         kernel, dilation = (self.kernel_size,) * 3, (self.dilation,) * 3
         padding = (self.dilation * (self.kernel_size // 2) if self.stride == 1 else 0,) * 3
         kind = 'subm' if self.stride == 1 else 'conv'
-        pairs = _neighbours(x, self.indice_key, (kind, kernel, (self.stride,) * 3, padding, dilation, (0, 0, 0)))
+        pairs = find_neighbours(x, self.indice_key, (kind, kernel, (self.stride,) * 3, padding, dilation, (0, 0, 0)))
         index_t = pairs.transposed() if torch.is_grad_enabled() and x.features.requires_grad else None
         features = self._convolve(x, pairs.index, index_t)
         return x.derive(features, pairs.coords_out, pairs.shape_out)

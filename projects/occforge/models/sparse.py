@@ -291,7 +291,7 @@ class _SparseConvolution(SparseModule):
         return torch.is_grad_enabled() and x.features.requires_grad
 
 
-def _neighbours(x: SparseTensor, key: str | None, geometry: tuple) -> Neighbours:
+def find_neighbours(x: SparseTensor, key: str | None, geometry: tuple) -> Neighbours:
     """Neighbours of ``x`` under a geometry (kind, kernel, stride, padding, dilation, output_padding), cached by key."""
     kind, kernel, stride, padding, dilation, output_padding = geometry
     cached = x.find_indice_pair(key)
@@ -351,7 +351,7 @@ class SubMConv3d(_SparseConvolution):
         if self._pointwise:
             return self._linear(x)
         geometry = ('subm', self.kernel_size, self.stride, self.padding, self.dilation, (0, 0, 0))
-        pairs = _neighbours(x, self.indice_key, geometry)
+        pairs = find_neighbours(x, self.indice_key, geometry)
         index_t = pairs.transposed() if self._needs_reverse(x) else None
         return x.replace_feature(self._convolve(x, pairs.index, index_t))
 
@@ -384,7 +384,7 @@ class SparseConv3d(_SparseConvolution):
         if self._pointwise:
             return self._linear(x)
         geometry = (self._kind, self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding)
-        pairs = _neighbours(x, self.indice_key, geometry)
+        pairs = find_neighbours(x, self.indice_key, geometry)
         index_t = pairs.transposed() if self._needs_reverse(x) else None
         return x.derive(self._convolve(x, pairs.index, index_t), pairs.coords_out, pairs.shape_out)
 
@@ -469,7 +469,7 @@ class _SparsePool(SparseModule):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         geometry = ('conv', self.kernel_size, self.stride, self.padding, self.dilation, (0, 0, 0))
-        pairs = _neighbours(x, self.indice_key, geometry)
+        pairs = find_neighbours(x, self.indice_key, geometry)
         index_t = pairs.transposed() if torch.is_grad_enabled() and x.features.requires_grad else None
         return x.derive(self._pool(x.features, pairs.index, index_t), pairs.coords_out, pairs.shape_out)
 

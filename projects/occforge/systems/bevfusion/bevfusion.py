@@ -83,6 +83,16 @@ class BEVFusion(Base3DDetector):
         'heads': ('bbox_head', 'map_head'),
     }
 
+    #: timed by tools/benchmarks/model.py beside the modules; what published times leave out is in
+    stage_methods = (
+        'voxelize',
+        'occforge.models.sparse:find_neighbours',
+        'view_transform.sparse_depth',
+        'view_transform.get_geometry',
+        'view_transform.cell_indices',
+        'bbox_head.get_targets',
+    )
+
     def __init__(
         self,
         data_preprocessor: dict | None = None,

@@ -14,8 +14,17 @@ class BEVCenterHead(CenterHead):
     Used in ``BEVFusion``, its layers see planes (B, C, X, Y), as the published weights do; the detector turns the
     outputs to the order (y, x) that losses and decoding expect.
 
+    Loaded from a checkpoint of other classes, each task takes its classes' rows from the file's task of the same
+    number, by name; rows of classes that the file has in another task stay new.
+
     Source: T. Yin et al., "Center-based 3D Object Detection and Tracking", CVPR 2021.
     """
+
+    @property
+    def class_axes(self) -> dict:
+        """Axis of the class rows, for loading from other class lists; the tasks share out the classes in order."""
+        last = len(self.task_heads[0].heatmap) - 1
+        return {f'task_heads.*.heatmap.{last}': dict(axis=0, shared=True)}
 
     def get_task_detections(self, num_class_with_bg, batch_cls_preds, batch_reg_preds, batch_cls_labels, img_metas):
         """Suppression of one task's boxes; arguments and result as mmdet3d's."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...models.view_transforms.cross_modal_lss import ASPP, Mlp, SELayer
 from ...models.view_transforms.lss import camera_vector, depth_bins, depth_loss
-from ...ops import FrustumIndexCache, frustum_indices, frustum_pool
+from ...ops import FrustumIndexCache, FrustumIndices, frustum_indices, frustum_pool
 
 # what the config decides and checkpoints hold all the same
 _GEOMETRY = ('dx', 'bx', 'nx', 'frustum')
@@ -121,14 +121,19 @@ class BaseViewTransform(BaseModule):
         points = _rotate(lidar_aug_matrix[:, None, :3, :3], points)
         return (points + lidar_aug_matrix[:, None, None, :3, 3]).view(shape)
 
+    def cell_indices(self, geometry: Tensor) -> FrustumIndices:
+        """Which points of ``geometry`` fall into which cell; kept from call to call in testing, where a fixed rig's do
+        not move."""
+        make_indices = frustum_indices if self.training else self.kept_indices
+        return make_indices(geometry, self.grid_lower, self.grid_interval, self.grid_size)
+
     def pool(self, depth: Tensor, features: Tensor, geometry: Tensor) -> Tensor:
         """Sum ``depth`` (B, N, D, h, w) times ``features`` (B, N, C, h, w) in the cells that ``geometry`` falls into.
 
         Returns:
             (B, C*Z, X, Y) float32.
         """
-        make_indices = frustum_indices if self.training else self.kept_indices  # augmentation moves the points
-        indices = make_indices(geometry, self.grid_lower, self.grid_interval, self.grid_size)
+        indices = self.cell_indices(geometry)
         volume = frustum_pool(depth.float(), features.float(), indices, self.grid_size)
         return volume.permute(0, 2, 1, 4, 3).flatten(1, 2) if self.grid_size[2] > 1 else volume[:, :, 0].mT
 
