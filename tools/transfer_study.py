@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
 """What starting from another vehicle's checkpoint is worth: the same number of steps from scratch, with full
-fine-tuning, frozen encoders and progressive unfreezing, several seeds, one table.
+fine-tuning, frozen encoders and progressive unfreezing (BEVFusion: also with finer voxels, and with the backbones
+alone), several seeds, one table.
 
     tools/transfer_study.py                                       makes both cities, trains the source, then all
     tools/transfer_study.py --source CKPT                         starts from a checkpoint that there is
     tools/transfer_study.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
+    tools/transfer_study.py --system bevfusion_lidar --share 0.25       with a quarter of the target's key frames
+    tools/transfer_study.py --system bevfusion --only 'full fine-tuning'        against scratch
     tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
 
-The source is the small FusionOcc (--system bevfusion: BEVFusion) on the nuScenes rig (six cameras, 32 beams), the
-target a vehicle with four cameras and 80 beams (for BEVFusion with eight of the ten classes). Finished trainings are
-used again. The table is printed as Markdown and written to <work-dir>/transfer.md and transfer.json.
+The source is the small FusionOcc (--system bevfusion: BEVFusion; bevfusion_lidar: BEVFusion from LiDAR alone) on the
+nuScenes rig (six cameras, 32 beams), the target a vehicle with four cameras and 80 beams (for BEVFusion with eight of
+the ten classes in another order, whose rows move by name). Finished trainings are used again, whatever --seeds, --share
+and --only say the next time; a killed one goes on. The table is printed as Markdown and written to
+<work-dir>/transfer.md and transfer.json (with --share 0.25: transfer_share0.25.md and .json); the default work dir ends
+in the system's name where that is not fusion_occ.
 """
 
 import argparse
@@ -42,22 +48,36 @@ CONFIGS = {
 }
 RIG = 'four_cameras_80_beams'
 METRIC = 'mIoU/no_mask'
-# --system: what is trained first, on which configs, and what of it is compared (further metrics: columns of their own)
+DEFAULT_WORK_DIR = 'work_dirs/transfer'
+BEVFUSION_STRATEGIES = {
+    'from scratch': '',
+    'full fine-tuning': '_finetune',
+    'frozen encoders': '_freeze_encoder',
+    'progressive unfreezing': '_progressive',
+    'finer voxels': '_fine_voxels',
+    'backbones only': '_other_domain',
+}
+# --system: what is trained first, on which configs, what of it is compared (further metrics: columns of their own), and
+# the field that takes a share of the training's samples
 SYSTEMS = {
     'fusion_occ': dict(source=SOURCE, configs=CONFIGS, metric=METRIC, label='mIoU without a mask', more={}),
-    'bevfusion': dict(
-        source=FOLDER / 'bevfusion/bevfusion_synthetic.py',
-        configs={
-            'from scratch': FOLDER / 'custom/city_bevfusion_4cam_80beam.py',
-            'full fine-tuning': FOLDER / 'custom/city_bevfusion_4cam_80beam_finetune.py',
-            'frozen encoders': FOLDER / 'custom/city_bevfusion_4cam_80beam_freeze_encoder.py',
-            'progressive unfreezing': FOLDER / 'custom/city_bevfusion_4cam_80beam_progressive.py',
-            'backbones only': FOLDER / 'custom/city_bevfusion_4cam_80beam_other_domain.py',
-        },
-        metric='mAP',
-        label='mAP',
-        more={'NDS': 'NDS', 'map IoU': 'map/mean/iou@max'},
-    ),
+    **{
+        system: dict(
+            source=FOLDER / f'bevfusion/{source}.py',
+            configs={
+                name: FOLDER / f'custom/city_bevfusion_{rig}_80beam{suffix}.py'
+                for name, suffix in BEVFUSION_STRATEGIES.items()
+            },
+            metric='mAP',
+            label='mAP',
+            more={'NDS': 'NDS', 'map IoU': 'map/mean/iou@max'},
+            share='num_samples',
+        )
+        for system, source, rig in (
+            ('bevfusion', 'bevfusion_synthetic', '4cam'),
+            ('bevfusion_lidar', 'bevfusion_synthetic_lidar', 'lidar'),
+        )
+    },
 }
 POINTS, ERRORS = 3.0, 2.0  # what counts as better: so many points, and more than so many standard errors
 
@@ -72,9 +92,25 @@ def parse_args(argv=None):
     parser.add_argument(
         '--target-root', default='data/synthetic_city_4cam', help="the target's city (default: %(default)s)"
     )
-    add_common_arguments(parser, 'work_dirs/transfer', seeds=(0, 1, 2))
+    parser.add_argument('--only', nargs='+', metavar='NAME', help='these strategies, against the first (default: all)')
+    parser.add_argument(
+        '--share', type=float, default=1.0, help="of the target's training key frames (default: %(default)g)"
+    )
+    add_common_arguments(parser, DEFAULT_WORK_DIR, seeds=(0, 1, 2))
     args = parser.parse_args(argv)
+    if args.work_dir == DEFAULT_WORK_DIR and args.system != 'fusion_occ':  # a ledger of its own
+        args.work_dir += f'_{args.system}'
     configs = named_configs(parser, args.configs, SYSTEMS[args.system]['configs'])
+    unknown = [name for name in args.only or () if name not in configs]
+    if unknown:
+        parser.error(f'--only {", ".join(unknown)}: expected some of {", ".join(configs)}')
+    if args.only:
+        configs = {name: path for number, (name, path) in enumerate(configs.items()) if not number or name in args.only}
+    if not 0 < args.share <= 1:
+        parser.error(f'--share is {args.share:g}, expected more than 0 and at most 1')
+    if args.share < 1 and 'share' not in SYSTEMS[args.system]:
+        systems = ', '.join(name for name, system in SYSTEMS.items() if 'share' in system)
+        parser.error(f'--share is for --system {systems}')
     check_common_arguments(parser, args, *configs.values(), *([args.source] if args.source else []))
     args.configs = configs
     return args
@@ -117,6 +153,15 @@ def share_reused(folder: Path) -> str:
         return ''
     counts = json.loads(report.read_text())
     return percent(counts['share_of_parameters']) + ' %' if 'share_of_parameters' in counts else ''
+
+
+def metrics_in_percent(results: dict) -> dict[str, float]:
+    """All metrics of a results file; those that it calls fractions times 100."""
+    fractions = {number['name'] for number in results.get('numbers', ()) if number['unit'] == 'fraction'}
+    return {
+        name: 100 * value if name in fractions and value is not None else value
+        for name, value in results['metrics'].items()
+    }
 
 
 def mean_and_error(values) -> tuple[float, float]:
@@ -175,6 +220,10 @@ def main(argv=None) -> int:
     runs: dict[str, list[float]] = {name: [] for name in args.configs}
     further = {column: {name: [] for name in args.configs} for column in system['more']}
     reused: dict[str, str] = {}
+    share, suffix, part = [], '', ''
+    if args.share < 1:
+        share = [f'{system["share"]}={args.share:g}']
+        suffix, part = f'_share{args.share:g}', f', {args.share:g} of the key frames'
     args.seed = 0
     try:
         if args.fresh:
@@ -191,11 +240,12 @@ def main(argv=None) -> int:
                  ('train_dataloader', 'val_dataloader', 'test_dataloader')]  # fmt: skip
         for seed in args.seeds:
             for number, (name, config) in enumerate(args.configs.items()):
-                folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
-                options = ['--cfg-options', *roots, f'randomness.seed={seed}', *args.cfg_options]
+                folder = work_dir / f'{name.replace(" ", "_")}{suffix}_seed{seed}'
+                options = ['--cfg-options', *roots, f'randomness.seed={seed}', *share, *args.cfg_options]
                 begin = dict(source=relative(source), after=after) if number else {}
-                results = train(stages, f'{name}, seed {seed}', config, folder, 'target city', options, amp, **begin)
-                metrics = read_results(results)['metrics']
+                label = f'{name}{part}, seed {seed}'
+                results = train(stages, label, config, folder, 'target city', options, amp, **begin)
+                metrics = metrics_in_percent(read_results(results))
                 runs[name].append(metrics[system['metric']])
                 for column, key in system['more'].items():
                     further[column][name].append(metrics[key])
@@ -214,16 +264,17 @@ def main(argv=None) -> int:
     if more:
         more['parameters reused'] = reused
         more['training'] = {
-            name: duration(sum(stages.seconds.get(f'{name}, seed {seed}: training', 0.0) for seed in args.seeds))
+            name: duration(sum(stages.seconds.get(f'{name}{part}, seed {seed}: training', 0.0) for seed in args.seeds))
             for name in args.configs
         }
     table = markdown(rows, quantity=system['label'], more=more)
-    text = f'{len(args.seeds)} seeds, mean ± standard error, in %.\n\n{table}\n'
+    text = f'{len(args.seeds)} seeds, mean ± standard error, in %{part}.\n\n{table}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
-    write_atomically(work_dir / 'transfer.md', text)
-    document = dict(runs=rows, metric=system['metric'], seeds=args.seeds, source=str(source), seconds=stages.seconds,
+    write_atomically(work_dir / f'transfer{suffix}.md', text)
+    document = dict(runs=rows, metric=system['metric'], seeds=args.seeds, share=args.share, source=str(source),
+                    seconds=stages.seconds,
                     configs={name: str(path) for name, path in args.configs.items()})  # fmt: skip
-    write_atomically(work_dir / 'transfer.json', json.dumps(document, indent=1) + '\n')
+    write_atomically(work_dir / f'transfer{suffix}.json', json.dumps(document, indent=1) + '\n')
     return 0
 
 

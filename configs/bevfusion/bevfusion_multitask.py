@@ -12,7 +12,7 @@ map_classes = _base_.map_classes
 num_cameras = None
 camera_names = None
 reduce_beams = 32
-num_samples = None  # training key frames that are used; None: all
+num_samples = None  # training key frames that are used, below 1 the share of them; None: all
 point_cloud_range = _base_.point_cloud_range
 voxel_size = _base_.voxel_size
 

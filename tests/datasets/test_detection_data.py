@@ -189,6 +189,9 @@ def test_samples_are_the_same_for_one_seed_and_epoch(root):
 def test_a_subset_keeps_its_places_in_the_file(root):
     data = dataset(root, num_samples=2)
     assert len(data) == 2 and [data.get_data_info(i)['sample_idx'] for i in range(2)] == [0, 2]
+    assert [len(dataset(root, num_samples=share)) for share in (0.1, 0.5, 0.7)] == [1, 2, 2]
+    with pytest.raises(ConfigError, match=r'num_samples is 1\.5'):
+        dataset(root, num_samples=1.5)
 
 
 def test_custom_dataset_needs_little(root, tmp_path):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS, TASK_UTILS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.device import get_device
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import BaseDataElement, InstanceData
 from occforge.engine import load_partially, parse_load_from, write_checkpoint
@@ -212,14 +214,19 @@ def test_the_number_of_cameras_is_free(cameras):
     assert len(run(model, 'predict', batch(cameras=cameras))) == 2
 
 
-def test_samples_without_points_boxes_or_maps():
-    data = batch()
-    data['inputs']['points'][1] = torch.zeros(0, 5)
-    sample = data['data_samples'][1]
+def without_anything(data, index):
+    """The sample has no points, no boxes and no map."""
+    data['inputs']['points'][index] = torch.zeros(0, 5)
+    sample = data['data_samples'][index]
     sample.gt_instances_3d = InstanceData(
         bboxes_3d=LiDARInstance3DBoxes(torch.zeros(0, 9), box_dim=9), labels_3d=torch.zeros(0, dtype=torch.int64)
     )
     del sample.gt_masks_bev
+    return data
+
+
+def test_samples_without_points_boxes_or_maps():
+    data = without_anything(batch(), 1)
     model = MODELS.build(tiny())
     losses = run(model, 'loss', data)
     total, _ = model.parse_losses(losses)
@@ -256,6 +263,61 @@ def test_depth_aware_view_transforms_add_a_depth_loss():
         losses = run(model, 'loss')
         assert losses['loss/depth'] > 0
         model.parse_losses(losses)[0].backward()
+
+
+def pillars():
+    cfg = tiny(camera=False, maps=False)
+    voxels = dict(voxel_size=[0.6, 0.6, 8.0], max_num_points=6, max_voxels=[2000, 2000], voxelize_reduce=False)
+    cfg['data_preprocessor']['voxelize_cfg'].update(voxels)
+    cfg['pts_voxel_encoder'] = dict(
+        type='PillarFeatureNet', in_channels=5, feat_channels=[8, 8], legacy=False, voxel_size=[0.6, 0.6, 8.0],
+        point_cloud_range=RANGE,
+    )  # fmt: skip
+    cfg['pts_middle_encoder'] = dict(type='PillarScatter', in_channels=8)
+    cfg['pts_backbone'].update(in_channels=8, layer_strides=[2, 2])
+    for part in ('train_cfg', 'test_cfg', 'bbox_coder'):
+        cfg['bbox_head'][part]['out_size_factor'] = 2
+    return cfg
+
+
+def test_pillars_train_and_predict():
+    model = MODELS.build(pillars())
+    model.parse_losses(run(model, 'loss'))[0].backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without and model.bbox_head.plane_size == (16, 16)
+    model.eval()
+    assert len(run(model, 'predict')) == 2
+
+
+def test_a_pillar_lies_where_its_points_are():
+    torch.manual_seed(0)
+    model = MODELS.build(pillars()).eval()
+    cloud = torch.tensor([[3.1, -7.0, 0.5, 9.0, 0.0], [3.2, -7.1, -0.5, 5.0, 0.0], [-9.5, 9.5, 1.0, 1.0, 0.0]])
+    kept = cloud.clone()
+    empty = torch.zeros(0, 5)
+    plane = model.extract_pts_feat([empty, cloud])
+    assert plane.shape == (2, 8, 32, 32) and not plane[0].any() and torch.equal(cloud, kept)
+    x, y = (21, 4), (0, 31)  # 3.1 m is cell 21 of x, -7 m cell 4 of y
+    assert {tuple(place) for place in plane[1].abs().sum(0).nonzero().tolist()} <= {x, y}
+    # the features by hand: offsets from the mean of the points and from the middle of the pillar, an empty slot's are 0
+    points, middle = cloud[:2], torch.tensor([-9.6 + 21.5 * 0.6, -9.6 + 4.5 * 0.6, -1.0])
+    rows = torch.cat([points, points[:, :3] - points[:, :3].mean(0), points[:, :3] - middle], dim=1)
+    rows = torch.cat([rows, rows.new_zeros(4, rows.shape[1])])
+    first, second = model.pts_voxel_encoder.pfn_layers
+    hidden = first.norm(first.linear(rows)).relu()
+    hidden = torch.cat([hidden, hidden.amax(0, keepdim=True).expand_as(hidden)], dim=1)
+    torch.testing.assert_close(plane[1, :, x[0], x[1]], second.norm(second.linear(hidden)).relu().amax(0))
+
+
+def test_voxels_without_limits_are_those_of_limits_that_nothing_reaches():
+    cfg = tiny(camera=False, maps=False)
+    cfg['data_preprocessor']['voxelize_cfg'].update(max_num_points=2000, max_voxels=-1)
+    hard = MODELS.build(cfg).eval()
+    cfg['data_preprocessor']['voxelize_cfg'].update(max_num_points=-1)
+    dynamic = MODELS.build(cfg).eval()
+    dynamic.load_state_dict(hard.state_dict())
+    points = batch()['inputs']['points']
+    torch.testing.assert_close(dynamic.extract_pts_feat(points), hard.extract_pts_feat(points), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -550,6 +612,28 @@ def test_some_steps_on_one_batch_lower_every_loss(dtype):
     assert last['loss'] < 0.7 * first['loss']
     for name in ('loss/object/loss_heatmap', 'loss/map/drivable_area/focal', 'loss/map/walkway/focal'):
         assert last[name] < first[name], name
+
+
+@pytest.mark.slow
+def test_200_amp_steps_without_a_nan():
+    """Other samples every time, some of them empty; float16 on a GPU, else bfloat16.
+
+    This one alone: ``make test-slow ARGS='-k amp_steps tests/systems/test_bev_fusion.py'``. With a config's own data:
+    ``tools/benchmarks/model.py CONFIG --mode train --precision fp16 --steps 200``.
+    """
+    torch.manual_seed(0)
+    model = MODELS.build(tiny()).to(get_device()).train()
+    cfg = dict(type='OccAmpOptimWrapper', optimizer=dict(type='AdamW', lr=2e-3), clip_grad=dict(max_norm=35.0))
+    optim = build_optim_wrapper(model, cfg)
+    losses = []
+    for step in range(200):
+        data = batch(samples=2, seed=step % 20)
+        losses.append(model.train_step(without_anything(data, step % 2) if step % 7 == 0 else data, optim))
+        bad = [name for name, value in losses[-1].items() if not torch.isfinite(value).all()]
+        assert not bad, f'step {step}: {", ".join(bad)}'
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    first, last = (sum(float(each['loss']) for each in part) for part in (losses[:20], losses[-20:]))
+    assert last < 0.8 * first
 
 
 def center_head(*tasks, width=16):

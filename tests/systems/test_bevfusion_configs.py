@@ -1,12 +1,18 @@
 """Every config of BEVFusion: it builds, has the published tensors, and its fields do what they say."""
 
+import copy
 import json
 import os
 from pathlib import Path
 
 import pytest
-from mmdet3d.registry import MODELS
+import torch
+from benchmarks.model import Probe
+from mmdet3d.registry import DATASETS, METRICS, MODELS
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from occforge.datasets.preparation.sample_files import make_dataset
 from occforge.engine import load_config
 from occforge.engine.mit_config import model_fields
 from occforge.engine.partial_load import Source
@@ -47,6 +53,7 @@ SMALL = sorted(
     for path in (
         *CONFIGS.glob('bevfusion/*synthetic*.py'),
         CONFIGS / 'bevfusion/bevfusion_keyframe.py',
+        CONFIGS / 'bevfusion/bevfusion_lidar_pointpillars.py',
         *CONFIGS.glob('custom/city_bevfusion*.py'),
     )
 )
@@ -185,3 +192,81 @@ def test_fields_in_mits_tree():
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r'mine\.yaml: model\.encoders\.radar: no such part'):
         model_fields(dict(encoders=dict(radar=dict())), path)
+
+
+def test_num_samples_of_the_fast_city_configs():
+    for rig in ('4cam', 'lidar'):
+        cfg = config(f'custom/city_bevfusion_{rig}_80beam_finetune.py', ['num_samples=0.25'])
+        assert cfg.train_dataloader.dataset.num_samples == 0.25 and 'num_samples' not in cfg.val_dataloader.dataset
+
+
+@pytest.mark.parametrize('rig', ['4cam', 'lidar'])
+def test_two_thirds_of_the_voxels_in_the_city(rig):
+    models = [build(config(f'custom/city_bevfusion_{rig}_80beam{name}.py')) for name in ('_finetune', '_fine_voxels')]
+    coarse, fine = models
+    assert coarse.bbox_head.plane_size == (64, 64) and fine.bbox_head.plane_size == (96, 96)
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
+    assert shapes[0] == shapes[1]
+
+
+def test_fields_reach_the_steps_of_the_lidar_pipeline():
+    changes = ['reduce_beams=16', 'map_classes=[walkway,divider]', 'point_cloud_range=[-25.6,-25.6,-5,25.6,25.6,3]']
+    cfg = config('custom/city_bevfusion_lidar_80beam.py', changes)
+    loaders = [cfg[f'{name}_dataloader'].dataset for name in ('train', 'val', 'test')]
+    for data in loaders:
+        steps = {step['type']: step for step in data.pipeline}
+        assert not data.modality.use_camera and steps['BEVLoadPoints']['reduce_beams'] == 16
+        assert steps['LoadBEVSegmentation']['classes'] == data.map_classes == ['walkway', 'divider']
+        for name in {'PointsRangeFilter', 'ObjectRangeFilter'} & set(steps):
+            assert steps[name]['point_cloud_range'][0] == -25.6
+        assert data.classes == cfg.model.bbox_head.class_names
+    steps = {step['type']: step for step in loaders[0].pipeline}
+    assert steps['ObjectNameFilter']['classes'] == loaders[0].classes
+
+
+# ----------------------------------------------------------------------------------------------------------- real data
+def test_the_real_key_frame_goes_through_everything(tmp_path):
+    """Of its 69 boxes 68 have one of the ten classes, and all of these can be targets. The keyframe config takes 50:
+    three hold no point of any sensor, 15 lie beyond its range."""
+    source = os.environ.get('OCCFORGE_REAL_DATA')
+    if not source:
+        pytest.skip('OCCFORGE_REAL_DATA is not set')
+    make_dataset(Path(source) / 'nuscenes_keyframe', tmp_path, labels=False, workers=1)
+    cfg = config('bevfusion/bevfusion_keyframe.py', [f'data_root={tmp_path}/', 'voxel_size=[0.2,0.2,0.2]'])
+    everything = copy.deepcopy(cfg.train_dataloader.dataset)
+    everything.use_valid_flag = False
+    for step in everything.pipeline:
+        if 'point_cloud_range' in step:
+            step['point_cloud_range'] = [-102.4, -102.4, -5.0, 102.4, 102.4, 3.0]
+    assert len(DATASETS.build(everything)[0]['data_samples'].gt_instances_3d) == 68
+
+    sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
+    assert len(sample['data_samples'].gt_instances_3d) == 50
+    torch.manual_seed(0)
+    model = build(cfg).train()
+    optim = build_optim_wrapper(model, cfg.optim_wrapper)
+    with Probe(model, torch.device('cpu')) as probe:
+        logged = model.train_step(pseudo_collate([sample]), optim)
+    assert all(torch.isfinite(value) for value in logged.values())
+    assert all(seconds > 0 for seconds in probe.forward_seconds.values())
+    data = model.data_preprocessor(pseudo_collate([sample]), True)
+    with torch.no_grad():
+        plane = model.extract_feat(data['inputs'], [data['data_samples'][0].metainfo])
+        predictions = model.bbox_head(model.planes(plane)['object'])
+        targets = model.bbox_head.get_targets([data['data_samples'][0].gt_instances_3d], predictions)
+    assert targets['num_pos'] == 50  # each box has its prediction
+    assert (targets['heatmap'] == 1).sum() <= 50
+
+    test = DATASETS.build(cfg.test_dataloader.dataset)
+    metric = METRICS.build(cfg.test_evaluator[0])
+    metric.dataset_meta = test.metainfo
+    predicted = model.eval().test_step(pseudo_collate([test[0]]))[0]
+    truth = sample['data_samples'].gt_instances_3d
+    truth.scores_3d = torch.ones(len(truth))
+    numbers = []
+    for instances in (truth, predicted.pred_instances_3d):
+        metric.process({}, [dict(sample_idx=predicted.sample_idx, pred_instances_3d=instances)])
+        numbers.append(metric.evaluate(1))
+    # five of the ten classes have a box within their ranges
+    assert numbers[0]['present/mAP'] > 0.999 and abs(numbers[0]['mAP'] - 0.5) < 1e-3
+    assert all(0 <= numbers[1][name] <= 1 for name in ('mAP', 'NDS', 'present/mAP'))

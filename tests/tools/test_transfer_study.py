@@ -22,10 +22,29 @@ CONFIGS = TOOLS.parent / 'configs'
 def test_help_and_wrong_arguments():
     done = subprocess.run([sys.executable, str(TOOLS / 'transfer_study.py'), '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and 'progressive unfreezing' in done.stdout
-    for wrong in (['--source', 'no.pth'], ['--seeds', '1', '1'], ['--configs', 'a']):
+    for wrong in (
+        ['--source', 'no.pth'], ['--seeds', '1', '1'], ['--configs', 'a'], ['--only', 'luck'], ['--share', '0.25'],
+        ['--system', 'bevfusion', '--share', '2'],
+    ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
             transfer_study.parse_args(wrong)
         assert end.value.code == 2
+
+
+def test_a_part_of_the_strategies_and_of_the_data():
+    args = transfer_study.parse_args(['--system', 'bevfusion_lidar', '--only', 'finer voxels', '--share', '0.25'])
+    assert list(args.configs) == ['from scratch', 'finer voxels'] and args.work_dir.endswith('_bevfusion_lidar')
+    for system in ('bevfusion', 'bevfusion_lidar'):
+        args = transfer_study.parse_args(['--system', system, '--work-dir', 'here'])
+        assert list(args.configs) == list(transfer_study.BEVFUSION_STRATEGIES) and args.work_dir == 'here'
+        assert transfer_study.SYSTEMS[system]['source'].is_file()
+
+
+def test_fractions_become_percent():
+    numbers = [dict(name='mAP', unit='fraction'), dict(name='mATE', unit='m'), dict(name='mIoU', unit='%')]
+    results = dict(metrics=dict(mAP=0.25, mATE=0.5, mIoU=40.0), numbers=numbers)
+    assert transfer_study.metrics_in_percent(results) == dict(mAP=25.0, mATE=0.5, mIoU=40.0)
+    assert transfer_study.metrics_in_percent(dict(metrics=dict(mIoU=3.0))) == dict(mIoU=3.0)
 
 
 def test_mean_error_and_verdict():

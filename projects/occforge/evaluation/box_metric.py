@@ -162,8 +162,8 @@ class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
         text = (
             f'nuScenes detection by its own evaluator ({self.eval_version}): AP over matches by centre distance, '
             'errors of matches within 2 m; NDS = (5 mAP + sum of 1 - min(1, error)) / (5 + errors); means over the '
-            'classes that the model has (present/: those of them with a box in the truth), each within its own distance '
-            'of the vehicle; null: no match'
+            'classes that the model has (present/: those of them with a box in the truth), each within its own '
+            'distance of the vehicle; null: no match'
         )
         self.document = box_document(
             metrics, *parts, 'nuscenes_detection', text, classes, len(results), self.dataset_size

@@ -30,7 +30,7 @@ class BEVNuScenesDataset(NuScenesDataset):
         map_classes: names of the map masks' classes, for the checkpoint's metadata.
         camera_names: cameras of the rig in the model's order; None: as in the file.
         num_cameras: how many there must be, or (with ``camera_names`` None) how many are taken.
-        num_samples: take so many key frames, evenly spread over the file; None: all.
+        num_samples: take so many key frames, evenly spread over the file; below 1: this share of them; None: all.
         filter_empty_gt: leave out training frames without a box; False keeps them.
         others: of mmdet3d's ``NuScenesDataset``.
 
@@ -47,7 +47,7 @@ class BEVNuScenesDataset(NuScenesDataset):
         map_classes: Sequence[str] = MAP_CLASSES,
         camera_names: Sequence[str] | None = None,
         num_cameras: int | None = None,
-        num_samples: int | None = None,
+        num_samples: int | float | None = None,
         metainfo: dict | None = None,
         data_prefix: dict | None = None,
         seed: int | None = None,
@@ -60,8 +60,8 @@ class BEVNuScenesDataset(NuScenesDataset):
         metainfo['map_classes'] = list(map_classes)
         if camera_names is not None and num_cameras is not None and len(camera_names) != num_cameras:
             raise ConfigError(f'dataset: num_cameras is {num_cameras}, camera_names has {list(camera_names)}')
-        if num_samples is not None and num_samples < 1:
-            raise ConfigError(f'dataset: num_samples is {num_samples}, expected a number above 0')
+        if num_samples is not None and not (0 < num_samples < 1 or num_samples == int(num_samples) >= 1):
+            raise ConfigError(f'dataset: num_samples is {num_samples}, expected a number above 0 or a share below 1')
         self.camera_names = None if camera_names is None else tuple(camera_names)
         self.num_cameras, self.num_samples = num_cameras, num_samples
         self.seed = seed
@@ -101,8 +101,11 @@ class BEVNuScenesDataset(NuScenesDataset):
         # the place in the whole file: the metric finds the sample's pose by it
         for place, info in enumerate(data_list):
             info['place'] = place
-        if self.num_samples is not None and self.num_samples < len(data_list):
-            places = np.linspace(0, len(data_list) - 1, self.num_samples).round().astype(int)
+        wanted = self.num_samples
+        if wanted is not None and wanted < 1:
+            wanted = max(1, round(wanted * len(data_list)))
+        if wanted is not None and wanted < len(data_list):
+            places = np.linspace(0, len(data_list) - 1, int(wanted)).round().astype(int)
             data_list = [data_list[place] for place in places]
         return [self.parse_data_info(info) for info in data_list]
 

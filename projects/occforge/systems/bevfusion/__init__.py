@@ -5,7 +5,7 @@ from .center_head import BEVCenterHead
 from .fusers import AddFuser, ConvFuser
 from .necks import LSSFPN, GeneralizedLSSFPN, GeneralizedResNet
 from .seg_head import BEVSegmentationHead
-from .sparse_encoder import BEVFusionSparseEncoder
+from .sparse_encoder import BEVFusionSparseEncoder, PillarScatter
 from .targets import BBoxBEVL1Cost, HungarianAssigner3D, IoU3DCost, TransFusionBBoxCoder
 from .transfusion_head import TransformerDecoderLayer, TransFusionHead
 from .view_transforms import AwareBEVDepth, AwareDBEVDepth, DepthLSSTransform, LSSTransform
@@ -27,6 +27,7 @@ __all__ = [
     'HungarianAssigner3D',
     'IoU3DCost',
     'LSSTransform',
+    'PillarScatter',
     'TransFusionBBoxCoder',
     'TransFusionHead',
     'TransformerDecoderLayer',

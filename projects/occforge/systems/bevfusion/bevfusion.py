@@ -49,8 +49,10 @@ class BEVFusion(Base3DDetector):
             (metres), ``max_num_points`` a voxel (-1: all), ``max_voxels`` (training, testing), ``voxelize_reduce``
             (True: the mean of a voxel's points; False: all of them, for ``pts_voxel_encoder``).
         img_backbone, img_neck, view_transform: the camera branch; None: no cameras.
-        pts_voxel_encoder: used where ``voxelize_reduce`` is False, else accepted and not built.
-        pts_middle_encoder: the LiDAR branch; None: no LiDAR (points may still give depth images).
+        pts_voxel_encoder: used where ``voxelize_reduce`` is False (mmdet3d's ``PillarFeatureNet``, with
+            ``legacy=False``), else accepted and not built.
+        pts_middle_encoder: the LiDAR branch, ``BEVFusionSparseEncoder`` or ``PillarScatter``; None: no LiDAR (points
+            may still give depth images).
         fusion_layer: joins the planes [camera, LiDAR]; needed with both branches.
         pts_backbone, pts_neck: the decoder on the plane, shared by the heads.
         decoders: {'object': dict(backbone, neck), 'map': dict(backbone, neck)}: one decoder a task instead.
@@ -227,8 +229,8 @@ class BEVFusion(Base3DDetector):
         with torch.autocast(points[0].device.type, enabled=False):
             voxels = self.voxelize(points)
             features = voxels.features
-            if self.pts_voxel_encoder is not None:
-                features = self.pts_voxel_encoder(features, voxels.counts, voxels.coords)
+            if self.pts_voxel_encoder is not None:  # mmdet3d's encoders expect rows (sample, z, y, x)
+                features = self.pts_voxel_encoder(features, voxels.counts, voxels.coords[:, [0, 3, 2, 1]])
             return self.pts_middle_encoder(features, voxels.coords, len(points))
 
     def extract_img_feat(self, imgs: Tensor, points, matrices: Mapping[str, Tensor], gt_depths=None):
@@ -471,9 +473,12 @@ def complete_grid(voxelize_cfg: Mapping, encoder, camera, bbox_head, map_head) -
                 f'BEVFusion: {where}.{name} is {given}, voxelize_cfg (range {bounds}, voxels of {size} m) says {value}'
             )
 
-    if encoder is not None and encoder.get('type') == 'BEVFusionSparseEncoder':
+    sparse = encoder is not None and encoder.get('type') == 'BEVFusionSparseEncoder'
+    if sparse:
         # one more level along z, as in SECOND
         settle(encoder, 'sparse_shape', [x, y, z + 1], 'pts_middle_encoder')
+    elif encoder is not None and encoder.get('type') == 'PillarScatter':
+        settle(encoder, 'output_shape', [x, y], 'pts_middle_encoder')
     if bbox_head is not None and bbox_head.get('type') == 'TransFusionHead':
         for part in ('train_cfg', 'test_cfg', 'bbox_coder'):
             cfg = bbox_head.get(part)
@@ -491,7 +496,7 @@ def complete_grid(voxelize_cfg: Mapping, encoder, camera, bbox_head, map_head) -
             settle(cfg, 'voxel_size', size, where)
             if cfg.get('out_size_factor') is None:
                 cfg['out_size_factor'] = 8
-    if camera is not None and encoder is not None:
+    if camera is not None and sparse:
         factor = 8 / camera.get('downsample', 1)
         for axis, name in enumerate(('xbound', 'ybound')):
             expected = [bounds[axis], bounds[axis + 3], round(size[axis] * factor, 6)]

@@ -128,3 +128,25 @@ class BEVFusionSparseEncoder(BaseModule):
             plane = self.conv_out(x).dense()  # (B, C, X, Y, Z)
             plane = plane.permute(0, 1, 4, 2, 3).flatten(1, 2)
         return (plane, middle) if self.return_middle_feats else plane
+
+
+@MODELS.register_module()
+class PillarScatter(BaseModule):
+    """Features of pillars, voxels as high as the grid, to the plane.
+
+    Args:
+        in_channels: of a pillar.
+        output_shape: (X, Y) cells.
+
+    Source: A. Lang et al., "PointPillars: Fast Encoders for Object Detection from Point Clouds", CVPR 2019.
+    """
+
+    def __init__(self, in_channels: int, output_shape: Sequence[int], init_cfg=None):
+        super().__init__(init_cfg)
+        self.in_channels, self.output_shape = in_channels, tuple(output_shape)
+
+    def forward(self, voxel_features: Tensor, coors: Tensor, batch_size: int) -> Tensor:
+        """(V, in_channels) with rows (sample, x, y, 0) of ``coors`` (V, 4) to (B, in_channels, X, Y)."""
+        plane = voxel_features.new_zeros(batch_size, *self.output_shape, self.in_channels)
+        sample, x, y, _ = coors.long().unbind(1)
+        return plane.index_put((sample, x, y), voxel_features).permute(0, 3, 1, 2)

@@ -1,0 +1,10 @@
+# The small BEVFusion from LiDAR alone on a vehicle of one's own, from scratch: 80 beams, eight classes. The data:
+#   tools/create_data.py synthetic_city --rig four_cameras_80_beams --root-path data/synthetic_city_4cam
+# All strategies: tools/transfer_study.py --system bevfusion_lidar
+_base_ = ['../bevfusion/bevfusion_synthetic_lidar.py']
+
+data_root = 'data/synthetic_city_4cam/'
+reduce_beams = 80
+# in another order than nuScenes' ten: rows of classes move by name
+object_classes = ['pedestrian', 'car', 'bus', 'truck', 'bicycle', 'motorcycle', 'traffic_cone', 'barrier']
+max_epochs = 6
