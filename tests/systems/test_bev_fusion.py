@@ -439,6 +439,27 @@ def test_classes_move_by_name_for_objects_and_maps(tmp_path):
     assert torch.equal(new[maps][2], before[maps][2])
 
 
+@pytest.mark.parametrize('lidar', [True, False])
+def test_other_depth_bins_take_the_rows_of_their_depths(tmp_path, lidar):
+    torch.manual_seed(1)
+    cfg = tiny(lidar=lidar, maps=False)
+    source = MODELS.build(cfg)
+    path = tmp_path / 'source.pth'
+    write_checkpoint(dict(meta={}, state_dict=mit_names(source.state_dict())), path)
+    cfg['view_transform']['dbound'] = [2.0, 15.0, 0.5]  # of 1 m to 12 m, a bin each metre
+    target = MODELS.build(cfg)
+    report = load_partially(target, parse_load_from(str(path)))
+    assert report.share == 1 and not report.mismatched
+    last = 'view_transform.depthnet' + ('.6' if lidar else '')
+    assert {f'{last}.weight', f'{last}.bias'} <= {each.name for each in report.adapted}
+    for leaf in ('weight', 'bias'):
+        old, new = (model.state_dict()[f'{last}.{leaf}'] for model in (source, target))
+        torch.testing.assert_close(new[:21:2], old[1:12])  # 2 m, 3 m, ...
+        torch.testing.assert_close(new[1:20:2], (old[1:11] + old[2:12]) / 2)
+        assert (new[21:26] == old[11]).all() and torch.equal(new[26:], old[12:])
+    assert target.view_transform.frustum[0, 0, 0, 2] == 2.0
+
+
 def test_classes_of_center_head_move_by_name_within_their_task(tmp_path):
     def build(*tasks):
         model = MODELS.build(tiny(lidar=False, maps=False, bbox_head=center_head(*tasks)))

@@ -53,7 +53,6 @@ SMALL = sorted(
     for path in (
         *CONFIGS.glob('bevfusion/*synthetic*.py'),
         CONFIGS / 'bevfusion/bevfusion_keyframe.py',
-        CONFIGS / 'bevfusion/bevfusion_lidar_pointpillars.py',
         *CONFIGS.glob('custom/city_bevfusion*.py'),
     )
 )
@@ -192,6 +191,15 @@ def test_fields_in_mits_tree():
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r'mine\.yaml: model\.encoders\.radar: no such part'):
         model_fields(dict(encoders=dict(radar=dict())), path)
+
+
+def test_pillars_of_the_published_grid():
+    cfg = config('bevfusion/bevfusion_lidar_pointpillars.py')
+    model = build(cfg)
+    assert model.pts_middle_encoder.output_shape == (512, 512) and model.bbox_head.plane_size == (128, 128)
+    ranges = [step['point_cloud_range'] for step in cfg.train_dataloader.dataset.dataset.pipeline
+              if 'point_cloud_range' in step]  # fmt: skip
+    assert ranges == [cfg.model.data_preprocessor.voxelize_cfg.point_cloud_range] * 2
 
 
 def test_num_samples_of_the_fast_city_configs():

@@ -272,6 +272,9 @@ def load_partially(
     skipped = {name for name in ours if spec.policy(name)['policy'] == 'skip'}
     chosen._metadata = {**versions, **_sparse_versions(model)}
     result = load_weights(model, chosen, report.source)
+    for name in set(result.loaded) & set(unfit):
+        _, theirs, mine = unfit[name]
+        adapted[name] = Adapted(name, 'by the module itself', theirs, mine)
     report.loaded = [name for name in result.loaded if name not in adapted]
     report.adapted = [adapted[name] for name in result.loaded if name in adapted]
     report.mismatched = [unfit[name] for name in ours if name in unfit and name not in result.loaded]

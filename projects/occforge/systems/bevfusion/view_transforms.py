@@ -193,6 +193,15 @@ def _downsample(channels: int, factor: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def _interpolate_rows(rows: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+    """``rows`` (P, ...) at ascending ``places`` (P,), linearly at ``wanted`` (Q,); beyond the ends the rows there."""
+    upper = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
+    share = ((wanted - places[upper - 1]) / (places[upper] - places[upper - 1])).clamp(0, 1)
+    share = share.to(rows).view(-1, *[1] * (rows.dim() - 1))
+    upper = upper.to(rows.device)
+    return torch.lerp(rows[upper - 1], rows[upper], share)
+
+
 @MODELS.register_module()
 class LSSTransform(BaseViewTransform):
     """Depth from the image alone: one 1x1 convolution gives logits of the depth bins and context.
@@ -207,6 +216,20 @@ class LSSTransform(BaseViewTransform):
         self.downsample_factor = downsample
         self.depthnet = nn.Conv2d(in_channels, self.D + self.C, 1)
         self.downsample = _downsample(self.C, downsample)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """A file with other depth bins: the rows of the depth logits are interpolated at this config's depths."""
+        theirs, last = state_dict.get(f'{prefix}frustum'), f'{prefix}depthnet.'
+        if isinstance(self.depthnet, nn.Sequential):
+            last = f'{last}{len(self.depthnet) - 1}.'
+        if theirs is not None and theirs.dim() == 4:
+            depths, own = (frustum[:, 0, 0, 2].detach().cpu().double() for frustum in (theirs, self.frustum))
+            for name in (f'{last}weight', f'{last}bias'):
+                value = state_dict.get(name)
+                if value is not None and len(value) == len(depths) + self.C and not torch.equal(depths, own):
+                    rows = _interpolate_rows(value[: len(depths)], depths, own)
+                    state_dict[name] = torch.cat([rows, value[len(depths) :]])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_cam_feats(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N, in_channels, h, w) -> depth probabilities (B, N, D, h, w), context (B, N, C, h, w)."""
