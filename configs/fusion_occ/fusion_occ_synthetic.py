@@ -39,14 +39,15 @@ model = dict(
     # Higher than published: with a few hundred steps the 2D labels are the shortest way to teach the image branch.
     depth_loss_weight=0.2,
     seg_loss_weight=0.5,
-    img_seg_head=True,
-    point_painting=('classes', 'colours'),
+    img_seg_head=dict(type='PixelSegHead', in_channels=(16, 48), channels=32),
+    point_painting=True,
+    paint_adj=len(_base_.camera_frames),
     img_backbone=dict(
         type='mmdet.ResNet',
         depth=18,
         base_channels=16,
         num_stages=4,
-        out_indices=(1, 3),  # strides 8 and 32
+        out_indices=(0, 1, 3),  # strides 4, 8 and 32
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         zero_init_residual=False,
@@ -55,7 +56,7 @@ model = dict(
         type='FPN_LSS',
         in_channels=32 + 128,
         out_channels=48,
-        input_feature_index=(0, 1),
+        input_feature_index=(1, 2),
         scale_factor=4,
         extra_upsample=None,
     ),
@@ -102,9 +103,8 @@ model = dict(
 )
 
 # -------------------------------------------------------------------------------------------------------- schedule
-# The first epochs teach the image branch alone: such a step takes a fifth of a whole one.
-image_epochs = 8
-max_epochs = image_epochs + 8
+image_epochs = 0  # so many of the first epochs teach the image branch alone, in a fifth of the time
+max_epochs = 10
 lr = 8e-3
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.99)))  # a memory of 100 steps: there are only a few hundred

@@ -13,7 +13,7 @@ model = dict(
 
 load_labels = dict(type='LoadFineOccGT', file_name='labels_4x.npz', form='voxels')
 train_pipeline = [
-    _base_.read_images_train,
+    _base_.read_frames_train,
     load_labels,
     *_base_.read_labelled_points,
     _base_.flip_train,
@@ -21,7 +21,7 @@ train_pipeline = [
     _base_.pack,
 ]
 test_pipeline = [
-    _base_.read_images_test,
+    _base_.read_frames_test,
     load_labels,
     *_base_.read_points,
     _base_.flip_test,

@@ -1,7 +1,6 @@
 # LiDAR alone: no camera branch, and no images are read.
 _base_ = './fusion_occ_synthetic.py'
-model = dict(use_camera=False, point_painting=False)
-image_epochs = 0  # as many epochs as the others, all of the whole model
+model = dict(use_camera=False, point_painting=False, paint_adj=0)
 train_dataloader = dict(dataset=dict(pipeline=_base_.lidar_train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=_base_.lidar_test_pipeline))
 test_dataloader = val_dataloader

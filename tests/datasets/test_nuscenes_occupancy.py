@@ -79,6 +79,28 @@ def test_adjacent_frames_stay_in_the_scene(world):
     assert data.get_data_info(5)['adjacent'][1]['is_repeat'] and 'is_repeat' not in data.get_data_info(6)['adjacent'][1]
 
 
+def test_chosen_earlier_frames(world):
+    """``num_adjacent=(2,)``: the last but one; a scene's oldest frame where it does not reach so far back."""
+    read = dict(type='PrepareImageInputs', data_config=dict(input_size=(32, 80)), num_adjacent=(2,))
+    data = dataset(world, pipeline=[read])
+    for index, other in ((0, 0), (1, 0), (2, 0), (3, 1), (5, 4)):
+        images = data[index]['imgs']
+        assert len(images) == 2 and np.array_equal(images[1], data[other]['imgs'][0])
+        assert np.array_equal(data[index]['ego2global_cameras'][1], data[other]['ego2global_cameras'][0])
+    with pytest.raises(ConfigError, match=r'num_adjacent=\(3,\), the dataset gives 2'):
+        dataset(world, pipeline=[dict(read, num_adjacent=(3,))])[0]
+
+
+def test_classes_at_another_resolution_than_depths(world):
+    steps = [dict(step) for step in PIPELINE[:4]]
+    depth = dict(type='PointToMultiViewDepth', grid_config=dict(depth=(1.0, 45.0, 0.5)), with_segs=True)
+    mixed = dataset(world, pipeline=[*steps, dict(depth, downsample=16, seg_downsample=8)])[1]
+    coarse = dataset(world, pipeline=[*steps, dict(depth, downsample=16)])[1]
+    fine = dataset(world, pipeline=[*steps, dict(depth, downsample=8)])[1]
+    assert np.array_equal(mixed['sparse_depth'], coarse['sparse_depth'])
+    assert np.array_equal(mixed['segs'], fine['segs']) and (fine['segs'] != 17).any()
+
+
 def test_load_interval_and_subsets(world):
     data = dataset(world, load_interval=3)
     assert [data.get_data_info(i)['token'] for i in range(len(data))] == ['token00', 'token03', 'token12']

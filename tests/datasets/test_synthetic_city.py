@@ -428,6 +428,16 @@ def test_every_class_is_near(nusc):
     assert (counts > 0).all(), dict(zip(occ3d.CLASS_NAMES, counts))
 
 
+def test_things_of_one_class_differ_in_intensity(worlds):
+    """A factor of each thing: classes overlap, and averaging a thing's points does not tell its class."""
+    world = worlds[0]
+    factors = world.reflectance[: len(world.owner)]
+    cars = np.flatnonzero(world.label == occ3d.CLASS_NAMES.index('car'))
+    own = [np.unique(factors[world.owner == car]) for car in cars]
+    assert len(cars) > 3 and all(len(values) == 1 for values in own)
+    assert np.log(np.concatenate(own)).std() > 0.2
+
+
 def test_images_are_textured(city, nusc):
     import cv2
 

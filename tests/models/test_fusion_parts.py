@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS
 from occforge.models.necks import LSSFPN3D, SkipUpsample3D
+from occforge.models.sparse import SparseTensor
 from occforge.models.view_transforms import CrossModalLSS, LSSViewTransformer, paint_positions
 from torch.nn.functional import interpolate
 
@@ -36,6 +37,43 @@ def test_skip_upsample_aligns_voxel_centres():
         module(coarse, fine)
     both = SkipUpsample3D(1, 3, 2)
     assert both(coarse, torch.zeros(1, 3, 8, 8, 20)).shape == (1, 2, 8, 8, 20)
+
+
+def test_skip_upsample_of_sparse_voxels():
+    """A sparse skip equals the dense volume with zeros elsewhere; single voxels equal those of the whole."""
+    torch.manual_seed(0)
+    module = SkipUpsample3D(3, 5, 4)
+    coarse = torch.randn(2, 3, 2, 3, 4)
+    coords = torch.tensor([[0, 0, 0, 0], [1, 7, 5, 3], [1, 2, 4, 1], [0, 3, 1, 2]], dtype=torch.int32)
+    skip = SparseTensor(torch.randn(4, 5, requires_grad=True), coords, (8, 6, 4), 2)
+    dense = skip.features.new_zeros(2, 5, 4, 6, 8)
+    for row, (b, x, y, z) in zip(skip.features, coords):
+        dense[b, :, z, y, x] = row
+    whole = module(coarse, dense)
+    torch.testing.assert_close(module(coarse, skip), whole)
+    rows = torch.randperm(2 * 4 * 6 * 8)[:250]
+    expected = whole.permute(0, 2, 3, 4, 1).flatten(0, 3)[rows]
+    for form in (dense, skip):
+        torch.testing.assert_close(module.at(coarse, form, rows), expected)
+    weight = torch.randn_like(whole)
+    wanted = torch.autograd.grad((whole * weight).sum(), skip.features)[0]
+    index = torch.arange(2 * 4 * 6 * 8)
+    single = (module.at(coarse, skip, index) * weight.permute(0, 2, 3, 4, 1).flatten(0, 3)).sum()
+    torch.testing.assert_close(torch.autograd.grad(single, skip.features)[0], wanted)
+
+
+def test_pixel_seg_head_answers_at_the_finer_map():
+    torch.manual_seed(0)
+    head = MODELS.build(dict(type='PixelSegHead', in_channels=(2, 3), channels=16, num_classes=5)).eval()
+    fine, coarse = torch.randn(2, 2, 8, 12), torch.randn(2, 3, 4, 6)
+    logits = head(fine, coarse)
+    assert logits.shape == (2, 5, 8, 12)
+    # a constant coarse map stays one between its pixels, so that only the finer map tells pixels apart
+    flat = head(torch.zeros_like(fine), torch.ones_like(coarse))[:, :, 1:-1, 1:-1]
+    torch.testing.assert_close(flat, flat[:, :, :1, :1].expand_as(flat))
+    fine.requires_grad_()
+    head(fine, coarse)[0, 0, 4, 6].backward()
+    assert fine.grad[0, :, 3:6, 5:8].abs().sum() > 0 and fine.grad[1].abs().sum() == 0
 
 
 def test_checkpointed_stages_compute_the_same():
@@ -184,6 +222,20 @@ def test_losses_without_labels_are_zero_with_a_graph():
     assert depth.grad.abs().sum() == logits.grad.abs().sum() == 0
 
 
+def test_finer_class_labels_are_pooled():
+    """Labels at twice the logits' resolution: the smallest of a block, whose things come before grounds."""
+    view = cross_modal()
+    fine = torch.full((1, 1, 4, 6), 17)
+    fine[0, 0, 0, 0], fine[0, 0, 1, 1] = 11, 7
+    fine[0, 0, 2, 4] = 13
+    pooled = torch.full((1, 1, 2, 3), 17)
+    pooled[0, 0, 0, 0], pooled[0, 0, 1, 2] = 7, 13
+    logits = torch.randn(1, 18, 2, 3)
+    assert torch.equal(view.seg_loss(fine, logits), view.seg_loss(pooled, logits))
+    with pytest.raises(ValueError, match='or a multiple of it'):
+        view.seg_loss(fine[..., :5], logits)
+
+
 def test_mismatched_configs_are_refused():
     with pytest.raises(ValueError, match='makes 16 bins'):
         cross_modal(depth_channels=20)
@@ -191,6 +243,9 @@ def test_mismatched_configs_are_refused():
         cross_modal(out_channels=5)
     with pytest.raises(ValueError, match='camera_norm'):
         cross_modal(camera_norm='group')
+
+
+SIZE = (32, 64)
 
 
 def _rig(cameras=3):
@@ -230,41 +285,44 @@ def test_painting_inverts_the_lift():
         for sample in range(2):
             inner = points[sample, camera, :, 1:-1, 1:-1].reshape(-1, 3)
             index = torch.full((len(inner),), sample)
-            painted = paint_positions(inner, index, features[:, camera : camera + 1], **alone, input_size=(32, 64))
+            seen = features[:, camera : camera + 1]
+            painted = torch.cat(  # depth by depth: a pixel's positions would hide each other
+                [
+                    paint_positions(part, index[: len(part)], seen, **alone, input_size=SIZE)
+                    for part in inner.view(view.num_bins, -1, 3)
+                ]
+            )
             expected = features[sample, camera, :, 1:-1, 1:-1].flatten(1).t().repeat(view.num_bins, 1)
-            torch.testing.assert_close(painted, expected, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(painted[:, :-1], expected, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(painted[:, -1], torch.ones(len(painted)))
     behind = 2 * points[0, 0, 0].mean((0, 1)) - points[0, 0, 3].mean((0, 1))  # a metre behind the first camera
-    rest = paint_positions(behind[None], torch.tensor([0]), features[:, :1], **alone, input_size=(32, 64))
+    rest = paint_positions(behind[None], torch.tensor([0]), features[:, :1], **alone, input_size=SIZE)
     assert rest.abs().max() == 0
     painted.sum().backward()
     assert features.grad[1, 2, :, 1:-1, 1:-1].min() > 0 and features.grad[0].abs().max() == 0
 
 
-def test_paint_tells_whether_the_depth_agrees():
-    lower, step, bins = 1.0, 1.0, 8
-    rig = {key: value[:, :1] if key != 'bda' else value for key, value in _rig().items()}
-    view = LSSViewTransformer(
-        grid_config=dict(x=[-8, 8, 1], y=[-8, 8, 1], z=[-2, 2, 1], depth=[lower, lower + bins * step, step]),
-        input_size=(32, 64),
-        downsample=8,
-        in_channels=1,
-        out_channels=1,
+def test_what_hides_a_position_takes_its_paint():
+    """Two cameras at one place, of two moments: one sees a thing before a wall, the other one the wall alone."""
+    rig = {key: value[:1, :1] if key != 'bda' else value[:1] for key, value in _rig().items()}
+    pose = rig['sensor2keyego'][0, 0]
+
+    def at(depth):  # on the axis of the camera, in the augmented ego frame
+        point = pose @ torch.tensor([0, 0, depth, 1.0], dtype=torch.float64)
+        return (rig['bda'][0].double() @ point[:3]).float()
+
+    positions = torch.stack([at(4.0), at(8.0)])
+    index, features = torch.zeros(2, dtype=torch.long), torch.full((1, 1, 2, 4, 8), 3.0)
+    painted = paint_positions(positions, index, features, **rig, input_size=SIZE)
+    torch.testing.assert_close(painted, torch.tensor([[3.0, 3.0, 1.0], [3.0, 3.0, 0.5]]), rtol=1e-4, atol=1e-4)
+
+    later = rig['sensor2keyego'].clone()
+    later[0, 0] = pose @ torch.tensor(  # 6 m ahead, past the thing
+        [[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 6], [0, 0, 0, 1]], dtype=torch.float64
     )
-    points = view.ego_points(**rig)[0, 0, :, 1:-1, 1:-1]  # (D, h, w, 3)
-    depth = torch.zeros(2, 1, bins, 4, 8)
-    depth[:, :, 4] = 0.7  # everything is 5 m away, they say, or 1 m
-    depth[:, :, 0] = 0.3
-    features = torch.zeros(2, 1, 2, 4, 8)
-    painted = paint_positions(
-        points.reshape(-1, 3),
-        torch.zeros(points[..., 0].numel(), dtype=torch.long),
-        features,
-        **rig,
-        input_size=(32, 64),
-        depth=depth,
-        depth_range=(lower, lower + bins * step, step),
-    )
-    assert painted.shape[1] == 3
-    agrees = painted[:, 2].view(bins, -1)
-    expected = torch.tensor([0.3, 0.3, 0, 0.7, 0.7, 0.7, 0, 0])[:, None].expand_as(agrees)
-    torch.testing.assert_close(agrees, expected, rtol=1e-3, atol=1e-3)
+    both = {key: torch.cat([value, value], 1) if key != 'bda' else value for key, value in rig.items()}
+    both['sensor2keyego'] = torch.cat([rig['sensor2keyego'], later], 1)
+    features = torch.cat([features, torch.full_like(features, 5.0)], 1)
+    painted = paint_positions(positions, index, features, **both, input_size=SIZE)
+    mean = (3.0 * 0.5**4 + 5.0) / (0.5**4 + 1)
+    torch.testing.assert_close(painted, torch.tensor([[3.0, 3.0, 1.0], [mean, mean, 1.0]]), rtol=1e-4, atol=1e-4)

@@ -307,8 +307,10 @@ def test_bad_configs_are_refused():
         MODELS.build(tiny_config(occ_encoder_backbone=backbone))
     with pytest.raises(ConfigError, match='key_ego'):
         MODELS.build(tiny_config(key_ego='car'))
-    with pytest.raises(ConfigError, match='point_painting needs use_lidar and use_camera'):
-        MODELS.build(tiny_config(point_painting=True, use_lidar=False))
+    with pytest.raises(ConfigError, match='point_painting needs use_lidar, use_camera and an img_seg_head'):
+        MODELS.build(tiny_config(point_painting=True))
+    with pytest.raises(ConfigError, match='paint_adj is 1, but point_painting is off'):
+        MODELS.build(tiny_config(paint_adj=1))
     with pytest.raises(ConfigError, match='coarse_camera needs volume_downsample'):
         MODELS.build(tiny_config(coarse_camera=True, volume_downsample=None))
     fine = tiny_model(coarse_camera=True)  # whose camera is still lifted to the fine grid
@@ -320,7 +322,7 @@ def test_painting_teaches_the_segmentation_from_the_occupancy():
     model = tiny_model('painted', seg_loss_weight=0.0, depth_loss_weight=0.0)
     inputs, samples = tiny_batch()
     model(inputs, samples, mode='loss')['loss_occ'].backward()
-    classifier = model.img_view_transformer.depth_seg_net.seg_out
+    classifier = model.img_seg_head
     assert classifier.weight.grad.abs().sum() > 0
     model.eval()
     with torch.no_grad():
@@ -331,34 +333,44 @@ def test_painting_teaches_the_segmentation_from_the_occupancy():
 
 @pytest.mark.parametrize('offsets', [False, True])
 def test_what_the_painted_points_have(offsets):
-    """Class scores where ``class_axes`` says, the colours of their pixels last; nothing where no camera sees them."""
+    """Class scores where ``class_axes`` says, then how clear the view is; nothing where no camera sees them."""
     encoder = dict(tiny_config()['lidar_encoder'], voxel_offsets=offsets)
-    model = tiny_model('painted', lidar_encoder=encoder, point_painting=('classes', 'colours'))
+    head = dict(type='PixelSegHead', in_channels=(8, 8), channels=4)
+    model = tiny_model('painted', lidar_encoder=encoder, img_seg_head=head)
     inputs, samples = tiny_batch()
-    colour = torch.tensor([0.5, -1.5, 2.0])
-    inputs['imgs'] = colour.view(3, 1, 1).expand_as(inputs['imgs']).clone()
-    classifier = model.img_view_transformer.depth_seg_net.seg_out
     with torch.no_grad():
-        classifier.weight.zero_()
-        classifier.bias.zero_()[3] = 30.0
+        model.img_seg_head.classify.weight.zero_()
+        model.img_seg_head.classify.bias.zero_()[3] = 30.0
     seen = []
     model.lidar_encoder.conv_input.register_forward_hook(lambda module, args, output: seen.append(args[0].features))
     model(inputs, samples, mode='loss')
     name = 'lidar_encoder.conv_input.0.weight'
     start = model.class_axes[name]['start']
-    assert seen[0].shape[1] == model.state_dict()[name].shape[4] == start + model.num_classes + 3
-    classes, colours = seen[0][:, start : start + model.num_classes - 1], seen[0][:, -3:]
-    outside = (colours == 0).all(1)
-    assert 0 < outside.sum() < len(colours) and (classes[outside] == 0).all()
-    torch.testing.assert_close(colours[~outside], colour.expand_as(colours[~outside]), rtol=1e-4, atol=1e-4)
+    assert seen[0].shape[1] == model.state_dict()[name].shape[4] == start + model.num_classes
+    classes, clear = seen[0][:, start:-1], seen[0][:, -1]
+    outside = clear == 0
+    assert 0 < outside.sum() < len(clear) and (classes[outside] == 0).all() and clear.max() == 1
     expected = torch.eye(model.num_classes - 1)[3].expand_as(classes[~outside])
     torch.testing.assert_close(classes[~outside], expected, rtol=1e-4, atol=1e-4)
+    assert model.class_axes['img_seg_head.classify'] == 0
 
 
-@pytest.mark.parametrize('painting', [('colours',), ('classes', 'shapes')])
-def test_unknown_painting_is_refused(painting):
-    with pytest.raises(ConfigError, match=r'point_painting is .*expected a bool'):
-        MODELS.build(tiny_config(point_painting=painting))
+def test_earlier_frames_paint_without_gradients():
+    """What a frame before saw is painted at the places that it had: those frames' images change the prediction."""
+    model = tiny_model('painted', paint_adj=1)
+    inputs, samples = tiny_batch(frames=2)
+    inputs['imgs'].requires_grad_()
+    losses = model(inputs, samples, mode='loss')
+    sum(losses.values()).backward()
+    gradient = inputs['imgs'].grad.abs().sum((0, 2, 3, 4, 5))
+    assert gradient[0] > 0 and gradient[1] == 0
+    model.eval()
+    with torch.no_grad():
+        before = model(inputs, samples, mode='tensor')
+        inputs['imgs'].detach()[:, 1] = -inputs['imgs'].detach()[:, 1]
+        assert not torch.equal(model(inputs, samples, mode='tensor'), before)
+    with pytest.raises(ConfigError, match='ask for 2 camera frames, the pipeline gives 1'):
+        model(*tiny_batch(), mode='loss')
 
 
 COARSE = dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0])

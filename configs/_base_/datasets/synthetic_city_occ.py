@@ -1,6 +1,6 @@
 # The synthetic city (tools/create_data.py synthetic_city) at a size that trains on two CPU cores: images of 800 x 450
 # pixels scaled to 448 x 252, of which the lowest 160 rows stay: the road, and some 12 degrees above the horizon.
-# One camera frame; the LiDAR points of up to eight key frames and of every other sweep between them, all of them (the
+# The images of the key frame and of one before; the LiDAR points of up to eight key frames and of every other sweep between them, all of them (the
 # city's 32 beams are few enough), with their age.
 _base_ = ['./nuscenes_occ.py']
 
@@ -16,12 +16,14 @@ data_config = dict(
     crop_h=(0.0, 0.0),
     photometric=dict(contrast=(0.8, 1.2), brightness=(0.8, 1.2), channel_gain=(0.93, 1.07)),
 )
-camera_frames = 0
+camera_frames = [2]  # earlier key frames whose images paint points: the last but one, a second ago
 lidar_frames = 7
 feature_stride = 8  # image pixels per pixel of the feature maps
 
-read_images_train = dict(type='PrepareImageInputs', data_config=data_config, is_train=True, num_adjacent=camera_frames)
-read_images_test = dict(type='PrepareImageInputs', data_config=data_config, num_adjacent=camera_frames)
+read_images_train = dict(type='PrepareImageInputs', data_config=data_config, is_train=True)
+read_images_test = dict(type='PrepareImageInputs', data_config=data_config)
+read_frames_train = dict(read_images_train, num_adjacent=camera_frames)
+read_frames_test = dict(read_images_test, num_adjacent=camera_frames)
 fuse_points = dict(
     type='FuseAdjacentPoints', num_adjacent=lidar_frames, sweeps=[1, 3, 5, 7], load_dim=5, with_time=True
 )
@@ -32,6 +34,7 @@ depth_train = dict(
     grid_config=depth_config,
     downsample=feature_stride,
     with_segs=True,
+    seg_downsample=feature_stride // 2,
 )
 depth_test = dict(type='PointToMultiViewDepth', grid_config=depth_config, downsample=feature_stride)
 pack = dict(type='PackOccInputs')
@@ -46,8 +49,8 @@ read_labelled_points = [
 ]
 
 # cameras and LiDAR
-train_pipeline = [read_images_train, _base_.load_labels, *read_labelled_points, flip_train, depth_train, pack]
-test_pipeline = [read_images_test, _base_.load_labels, *read_points, flip_test, depth_test, pack]
+train_pipeline = [read_frames_train, _base_.load_labels, *read_labelled_points, flip_train, depth_train, pack]
+test_pipeline = [read_frames_test, _base_.load_labels, *read_points, flip_test, depth_test, pack]
 
 # For camera-only models: the key frame's points make the depth and class labels of training and are no input.
 camera_train_pipeline = [

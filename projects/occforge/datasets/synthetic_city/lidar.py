@@ -2,7 +2,7 @@
 
 A turn is a snapshot: all rays start at one pose, and the points are written in the sensor's frame at the sweep's
 timestamp, as nuScenes' motion-compensated sweeps are. Intensity (0..255) falls with distance and slant and depends
-on the surface, with wide overlaps between the classes.
+on the material and, as much, on the single thing, so that the classes overlap widely.
 """
 
 from typing import NamedTuple
@@ -59,8 +59,7 @@ def sweep(world: World, moment: Moment, lidar: Lidar, rng) -> Sweep:
     book = atlas()
     group = np.array([0, 0, 1, 1, 2, 2])[face]
     material = world.material[row, group]
-    bright = world.colour[row, 0].mean(1)
-    reflect = (0.6 * book.intensity[material] + 0.25 * bright) * rng.lognormal(0, 0.3, len(row))
+    reflect = (0.15 + 0.5 * book.intensity[material]) * world.reflectance[row] * rng.lognormal(0, 0.3, len(row))
     power = reflect * (0.35 + 0.65 * slant) * np.exp(-distance / 70)
     intensity = np.clip(np.rint(power * 160 * (1 - 0.5 * book.gloss[material])), 0, 255)
     lost = 0.02 + 0.1 * book.gloss[material] + 0.35 * (distance / lidar.max_range) ** 2 + 0.25 * (slant < 0.03)

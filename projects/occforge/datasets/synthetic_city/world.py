@@ -139,7 +139,7 @@ class World:
         return np.column_stack([*centre, self.size, place[:, 3]])
 
     def _shading(self):
-        """Per surface row (solids, then kinds of ground): material, texture scale and colours, by group of faces."""
+        """Per surface row (solids, then kinds of ground): material, texture scale, colours, reflectance."""
         book, half, kind = atlas(), self.part['half'], self.part['kind']
         count, kinds = len(kind), self.layout.kinds
         radius = np.where(kind == CONE, np.maximum(half[:, 0], half[:, 1]), half[:, 0])
@@ -164,6 +164,10 @@ class World:
         self.turn = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
         self.colour = np.concatenate([self.part['colour'], np.array([k.colours for k in kinds])]).astype(np.float32)
         self.surface_label = np.concatenate([self.label[self.owner], [k.label for k in kinds]]).astype(np.uint8)
+        # Paint, wear and moisture make things of one material reflect a laser differently: a factor of each object and
+        # kind of ground, which neither the points of a scene nor its sweeps average out.
+        draw = np.random.default_rng([self.seed, self.index, 3]).lognormal(0, 0.5, len(self.agents) + len(kinds))
+        self.reflectance = np.concatenate([draw[self.owner], draw[len(self.agents) :]]).astype(np.float32)
 
     def surface_rows(self, primitive, uv):
         """Row of every hit in the tables of :meth:`_shading`; ``primitive`` (N,) >= 0, ``uv`` (N, 2)."""

@@ -71,25 +71,35 @@ class PointToMultiViewDepth(BaseTransform):
         downsample: 1: the network's input resolution. 16, say: the map at the feature resolution, where a pixel holds
             the minimum over its block (the same numbers as pooling the full map later, at a fraction of the size).
         with_segs: needs LoadLidarSegLabels before it.
+        seg_downsample: the same for ``segs``, where they are wanted at another resolution; None: ``downsample``.
         num_adjacent: also the depths of so many older frames, of their own clouds in their own cameras:
             ``adjacent_depth`` (num_adjacent, N, h, w).
 
     Raises:
-        ConfigError: the input size is no multiple of ``downsample``; images or labels have not been loaded.
+        ConfigError: the input size is no multiple of the downsampling; images or labels have not been loaded.
     """
 
-    def __init__(self, grid_config: dict, downsample: int = 1, with_segs: bool = False, num_adjacent: int = 0):
+    def __init__(
+        self,
+        grid_config: dict,
+        downsample: int = 1,
+        with_segs: bool = False,
+        num_adjacent: int = 0,
+        seg_downsample: int | None = None,
+    ):
         self.depth_range = tuple(float(value) for value in grid_config['depth'][:2])
         self.downsample = downsample
         self.with_segs = with_segs
+        self.seg_downsample = downsample if seg_downsample is None else seg_downsample
         self.num_adjacent = num_adjacent
 
     def transform(self, results: dict) -> dict:
         if 'post_rots' not in results:
             raise ConfigError('PointToMultiViewDepth needs PrepareImageInputs before it')
         size = results['input_size']
-        if size[0] % self.downsample or size[1] % self.downsample:
-            raise ConfigError(f'PointToMultiViewDepth: input size {size} is no multiple of {self.downsample}')
+        for step in (self.downsample, self.seg_downsample):
+            if size[0] % step or size[1] % step:
+                raise ConfigError(f'PointToMultiViewDepth: input size {size} is no multiple of {step}')
         points = key_points(results)
         labels = results.get('key_point_labels') if self.with_segs else None
         if self.with_segs:
@@ -125,9 +135,8 @@ class PointToMultiViewDepth(BaseTransform):
         size, names = results['input_size'], results['used_cameras']
         xyz = np.ascontiguousarray(points[:, :3])
         lidar2ego, lidar_ego2global = lidar_matrices(info)
-        shape = (len(names), size[0] // self.downsample, size[1] // self.downsample)
-        depths = np.zeros(shape, dtype=np.float32)
-        segs = np.full(shape, FREE, dtype=np.uint8)
+        depths = np.zeros((len(names), *(side // self.downsample for side in size)), dtype=np.float32)
+        segs = np.full((len(names), *(side // self.seg_downsample for side in size)), FREE, dtype=np.uint8)
         for n, name in enumerate(names):
             cam2img, cam2ego, ego2global = camera_matrices(info, name)
             lidar2cam = np.linalg.inv(ego2global @ cam2ego) @ lidar_ego2global @ lidar2ego
@@ -143,5 +152,7 @@ class PointToMultiViewDepth(BaseTransform):
             pixel, point = nearest_points(uvd, size, self.depth_range, self.downsample, pooled=True)
             depths[n].reshape(-1)[pixel] = uvd[point, 2]
             if labels is not None:
+                if self.seg_downsample != self.downsample:
+                    pixel, point = nearest_points(uvd, size, self.depth_range, self.seg_downsample, pooled=True)
                 segs[n].reshape(-1)[pixel] = labels[index[point]]
         return depths, segs

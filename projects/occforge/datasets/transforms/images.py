@@ -1,6 +1,7 @@
 """Multi-view images with the BEVDet family's augmentation. Source: Huang et al., "BEVDet", arXiv 2112.11790."""
 
 import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -124,14 +125,15 @@ class PrepareImageInputs(BaseTransform):
             optional ``src_size`` (H, W): what the files must have; optional ``cams``: cameras, in place of the
             dataset's (``Ncams`` must then agree).
         is_train: draw the augmentation (else the fixed centre view).
-        num_adjacent: older frames, T - 1; at most the dataset's ``num_adjacent``.
+        num_adjacent: older frames, T - 1; or which ones, as (2, 4): the last but one and the last but three, and where
+            a scene does not reach so far back its oldest one. At most the dataset's ``num_adjacent``.
 
     Raises:
         DataError: an image is missing, truncated or of another size, or a matrix is not usable.
         ConfigError: bad ``data_config``, or the dataset gives too few frames.
     """
 
-    def __init__(self, data_config: dict, is_train: bool = False, num_adjacent: int = 0):
+    def __init__(self, data_config: dict, is_train: bool = False, num_adjacent: int | Sequence[int] = 0):
         known = {'input_size', 'src_size', 'resize', 'rot', 'flip', 'crop_h', 'resize_test', 'photometric'}
         known |= {'cams', 'Ncams'}
         unknown = set(data_config) - known
@@ -147,15 +149,25 @@ class PrepareImageInputs(BaseTransform):
         self.is_train = is_train
         self.num_adjacent = num_adjacent
 
+    def _older(self, results, adjacent):
+        if isinstance(self.num_adjacent, int):
+            needed = self.num_adjacent
+        else:
+            needed = max(self.num_adjacent, default=0)
+        if len(adjacent) < needed:
+            raise ConfigError(
+                f'PrepareImageInputs wants num_adjacent={self.num_adjacent}, the dataset gives {len(adjacent)} frames '
+                '(dataset field num_adjacent)'
+            )
+        if isinstance(self.num_adjacent, int):
+            return adjacent[:needed]
+        known = [results, *(info for info in adjacent if not info.get('is_repeat'))]
+        return [known[min(place, len(known) - 1)] for place in self.num_adjacent]
+
     def transform(self, results: dict) -> dict:
         names = tuple(self.data_config.get('cams') or results['camera_names'])
         adjacent = results.get('adjacent') or []
-        if len(adjacent) < self.num_adjacent:
-            raise ConfigError(
-                f'PrepareImageInputs wants num_adjacent={self.num_adjacent} frames, the dataset gives '
-                f'{len(adjacent)} (dataset field num_adjacent)'
-            )
-        frames = [results, *adjacent[: self.num_adjacent]]
+        frames = [results, *self._older(results, adjacent)]
         height, width = self.data_config['input_size']
         shape = (len(frames), len(names))
         imgs = np.empty((*shape, height, width, 3), dtype=np.uint8)

@@ -136,7 +136,11 @@ class CustomSparseEncoder(BaseModule):
         return SparseTensor(voxels.features, voxels.coords, self.sparse_shape, len(points))
 
     def forward(self, points: Sequence[Tensor], paint: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
-        """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X).
+        """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X)."""
+        return self.encode(points, paint).dense('zyx')
+
+    def encode(self, points: Sequence[Tensor], paint: Callable[[Tensor, Tensor], Tensor] | None = None) -> SparseTensor:
+        """``forward`` before the voxels are put into a volume.
 
         ``paint`` takes the voxels' mean positions (V, 3) and samples (V,) and returns (V, paint_channels).
         """
@@ -152,4 +156,4 @@ class CustomSparseEncoder(BaseModule):
         if paint is not None:
             features.append(paint(position, x.coords[:, 0]).to(position.dtype))
         x = x.replace_feature(torch.cat(features, 1))
-        return self.conv_out(self.encoder_layers(self.conv_input(x))).dense('zyx')
+        return self.conv_out(self.encoder_layers(self.conv_input(x)))

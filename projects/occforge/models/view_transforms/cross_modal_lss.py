@@ -394,8 +394,9 @@ class CrossModalLSS(LSSViewTransformer):
         """Cross entropy of the labelled feature pixels.
 
         Args:
-            segs: (B, N, H, W) labels at the input's resolution, or (B, N, h, w) already at the feature map's; the
-                last class stands for "no label".
+            segs: (B, N, H, W) labels at the input's resolution, of which each ``seg_down_sample``-th row and column
+                counts, or (B, N, h, w) at the logits' or a multiple of it, where the smallest label of a block counts
+                (things stand before grounds); the last class stands for "no label".
             logits: (B*N, classes, h, w).
 
         Returns:
@@ -404,10 +405,13 @@ class CrossModalLSS(LSSViewTransformer):
         labels = segs.flatten(0, 1)
         if tuple(labels.shape[1:]) == self.input_size and tuple(logits.shape[2:]) != self.input_size:
             labels = labels[:, :: self.seg_down_sample, :: self.seg_down_sample]
+        ratio = labels.shape[2] // logits.shape[3]
+        if ratio > 1 and labels.shape[1:] == (ratio * logits.shape[2], ratio * logits.shape[3]):
+            labels = labels.unfold(1, ratio, ratio).unfold(2, ratio, ratio).flatten(3).amin(3)
         if labels.shape[1:] != logits.shape[2:]:
             raise ValueError(
                 f'segs is {tuple(segs.shape[2:])}, expected {self.input_size} (the input image) or '
-                f'{tuple(logits.shape[2:])} (the feature map)'
+                f'{tuple(logits.shape[2:])} (the logits) or a multiple of it'
             )
         valid = labels < self.seg_num_classes - 1
         labels, weight = labels[valid].long(), self.seg_class_weight

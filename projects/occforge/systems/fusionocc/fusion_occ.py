@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import torch
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, build_norm_layer
 from mmdet3d.models import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmengine.structures import BaseDataElement
@@ -22,6 +22,7 @@ from ...models.losses import (
     extend_mask,
     fine_features,
 )
+from ...models.sparse import SparseConv3d, SparseSequential
 from ...models.view_transforms import camera_vector, paint_positions
 
 # Upstream's config names of the 3D encoder beside the names of the attributes (the checkpoint's keys).
@@ -66,25 +67,27 @@ class FusionOCC(Base3DDetector):
             ``lidar_encoder`` is not given.
         fuse_loss_weight: weight of the depth and the segmentation loss.
         depth_loss_weight, seg_loss_weight: own weights of the two, default ``fuse_loss_weight``.
-        img_seg_head: supervise the image features themselves, too, by a linear classifier of the pixels that only
-            training has. The published path to the segmentation loss is ten layers longer, which costs a short
-            training half of its 2D accuracy.
-        point_painting: what the LiDAR voxels get of the pixels that they project to (``paint_positions``): 'classes',
-            what the view transformer's segmentation says and how well its depth agrees, so that semantics reach the
-            points without passing the depth bins; 'colours', of the image itself, for the segmentation's pixels are
-            wider than a pedestrian. True is ('classes',), False nothing.
-        num_adj: previous camera frames.
+        img_seg_head: supervise the image features themselves, too: True by a linear classifier of their pixels, a
+            config (``PixelSegHead``, without ``num_classes``) by that one, which gets the backbone's first map beside
+            them. The published path to the segmentation loss is ten layers longer, which costs a short training half
+            of its 2D accuracy.
+        point_painting: the LiDAR voxels get the classes that ``img_seg_head`` sees in the pixels that they project to
+            (``paint_positions``), so that semantics reach the points without passing the depth bins.
+        paint_adj: previous camera frames that paint, too, behind those of ``num_adj``; without gradients. Most of what
+            a vehicle's earlier clouds hold is hidden from its cameras by now, but was not then.
+        num_adj: previous camera frames that are lifted.
         use_lidar, use_camera: modality.
         lidar_encoder: config of another LiDAR encoder.
         volume_downsample: brings the volumes of both sensors, concatenated, to a coarser grid before they are
-            encoded: ``dict(out_channels, stride)``, a convolution with kernel = stride, norm and ReLU.
+            encoded: ``dict(out_channels, stride)``, a convolution with kernel = stride, norm and ReLU; a sparse one of
+            the LiDAR's voxels with ``coarse_camera``.
         occ_upsample: ``SkipUpsample3D`` that brings the encoded volume back, joined with the concatenated volumes.
             ``in_channels`` and ``skip_channels`` may be left out.
         coarse_camera: the camera's volume is lifted to the encoder's grid and joins behind ``volume_downsample``, which
             then serves the LiDAR alone.
         final_kernel: size of the last convolution. With 1 and ``occ_upsample`` all that follows the encoder acts voxel
             by voxel, and the training computes it at the supervised voxels only.
-        norm_cfg: norm layer of ``volume_downsample``.
+        norm_cfg: norm layer of ``volume_downsample``, by default batch norm.
         free_prior: probability of "free" that an untrained model starts with (its bias is set so), or None for torch's
             initialisation. Saves a short training the steps that only learn that most voxels are free.
         mask_extension: voxels supervised besides those of the mask: ``dict(where='occupied' or 'free', radius=m or
@@ -107,10 +110,10 @@ class FusionOCC(Base3DDetector):
         class_wise: accepted for the published configs, unused there.
         data_preprocessor, init_cfg: as in mmdet3d.
 
-    ``inputs`` (camera part): ``imgs`` (B, T, N, 3, H, W), T with the key frame first; ``sensor2ego`` and
-    ``ego2global`` (B, T, N, 4, 4); ``intrins``, ``post_rots`` (B, T, N, 3, 3); ``post_trans`` (B, T, N, 3); ``bda``
-    (B, 3, 3); ``sparse_depth`` and, in training, ``segs`` (B, N, H, W) or reduced to the feature map;
-    ``sample_seed`` (B,), seeds of the model's random draws. LiDAR part: ``points``, a list of B tensors (P, F).
+    ``inputs`` (camera part): ``imgs`` (B, T, N, 3, H, W), T = 1 + num_adj + paint_adj with the key frame first;
+    ``sensor2ego`` and ``ego2global`` (B, T, N, 4, 4); ``intrins``, ``post_rots`` (B, T, N, 3, 3); ``post_trans``
+    (B, T, N, 3); ``bda`` (B, 3, 3); ``sparse_depth`` and, in training, ``segs`` (B, N, H, W) or reduced to a feature
+    map; ``sample_seed`` (B,), seeds of the model's random draws. LiDAR part: ``points``, a list of B tensors (P, F).
     ``data_samples[i].gt_occ``: ``semantics`` (X, Y, Z) uint8, ``mask_camera`` (X, Y, Z) bool.
     """
 
@@ -139,6 +142,7 @@ class FusionOCC(Base3DDetector):
         seg_loss_weight=None,
         img_seg_head=False,
         point_painting=False,
+        paint_adj=0,
         num_adj=1,
         align_after_view_transformation=False,
         use_lidar=True,
@@ -190,16 +194,12 @@ class FusionOCC(Base3DDetector):
             raise ConfigError(f'FusionOCC.temperature is {temperature}, expected a number above 0')
         if mask_extension is not None:
             check_extension(mask_extension, 'FusionOCC.mask_extension')
-        if isinstance(point_painting, bool):
-            point_painting = ('classes',) if point_painting else ()
-        if not set(point_painting) <= {'classes', 'colours'} or 'classes' not in (point_painting or ('classes',)):
-            raise ConfigError(
-                f"FusionOCC.point_painting is {point_painting}, expected a bool, ('classes',) or ('classes', 'colours')"
-            )
-        self.point_painting = tuple(point_painting)
+        self.point_painting, self.paint_adj = point_painting, paint_adj
         self.image_only = False  # a phase of the training, set by ImagePretrainHook
-        if point_painting and not (use_lidar and use_camera):
-            raise ConfigError('FusionOCC.point_painting needs use_lidar and use_camera')
+        if point_painting and not (use_lidar and use_camera and img_seg_head):
+            raise ConfigError('FusionOCC.point_painting needs use_lidar, use_camera and an img_seg_head')
+        if paint_adj and not point_painting:
+            raise ConfigError(f'FusionOCC.paint_adj is {paint_adj}, but point_painting is off')
 
         channels = camera_channels = 0
         self.img_seg_head = None
@@ -210,8 +210,10 @@ class FusionOCC(Base3DDetector):
             self.img_backbone = MODELS.build(img_backbone)
             self.img_neck = None if img_neck is None else MODELS.build(img_neck)
             self.img_view_transformer = MODELS.build(img_view_transformer)
-            if img_seg_head:
+            if img_seg_head is True:
                 self.img_seg_head = nn.Conv2d(img_view_transformer['in_channels'], num_classes, 1)
+            elif img_seg_head:
+                self.img_seg_head = _build(img_seg_head, num_classes=num_classes)
             volume_channels = self.img_view_transformer.out_channels
             if pre_process is not None:
                 self.pre_process_net = _build(pre_process, numC_input=volume_channels)
@@ -233,8 +235,7 @@ class FusionOCC(Base3DDetector):
                 )
             inferred = dict(output_channels=lidar_out_channel)
             if point_painting:
-                # the classes but "free", the agreement of the depth, the colour
-                inferred['paint_channels'] = num_classes + 3 * ('colours' in point_painting)
+                inferred['paint_channels'] = num_classes  # all but "free", and whether something hides it
             self.lidar_encoder = _build(lidar_encoder, **inferred)
             channels += lidar_out_channel
 
@@ -244,7 +245,14 @@ class FusionOCC(Base3DDetector):
         if not coarse_camera:
             channels += camera_channels
         width = channels
-        if volume_downsample is not None and channels:
+        if coarse_camera and channels:
+            width, stride = volume_downsample['out_channels'], volume_downsample['stride']
+            self.volume_downsample = SparseSequential(
+                SparseConv3d(channels, width, stride, stride=stride, bias=False),
+                build_norm_layer(norm_cfg or dict(type='BN1d'), width)[1],
+                nn.ReLU(inplace=True),
+            )
+        elif volume_downsample is not None and channels:
             width, stride = volume_downsample['out_channels'], volume_downsample['stride']
             self.volume_downsample = ConvModule(
                 channels,
@@ -318,9 +326,10 @@ class FusionOCC(Base3DDetector):
         """Where the classes are, for checkpoints with other ones (``occforge.engine.partial_load``)."""
         axes = {'predicter.2': 0} if self.predicter is not None else {'final_conv.conv': 0}
         if self.use_camera:
-            axes.update({'img_seg_head': 0, 'img_view_transformer.depth_seg_net.seg_out': 0})
+            head = 'img_seg_head' if isinstance(self.img_seg_head, nn.Conv2d) else 'img_seg_head.classify'
+            axes.update({head: 0, 'img_view_transformer.depth_seg_net.seg_out': 0})
         if self.point_painting:
-            # the agreement of the depth stands where "free" would, behind the points' own features and the offsets
+            # "hidden" stands where "free" would, behind the points' own features and the offsets
             start = self.lidar_encoder.in_channels + 3 * self.lidar_encoder.voxel_offsets
             axes['lidar_encoder.conv_input.0.weight'] = dict(axis=4, start=start)
         return axes
@@ -343,20 +352,20 @@ class FusionOCC(Base3DDetector):
 
         Returns:
             The encoded volume (B, C, Z, Y, X) on the encoder's grid, the sensors' volumes that entered
-            ``volume_downsample``, concatenated, on their grid (None where none did), and the camera branch's auxiliary
-            outputs.
+            ``volume_downsample``, concatenated, on their grid (with ``coarse_camera`` the LiDAR's ``SparseTensor``,
+            None without LiDAR), and the camera branch's auxiliary outputs.
         """
-        cameras, lidars, auxiliary = [], [], {}
+        cameras, auxiliary, lidar = [], {}, None
         if self.use_camera:
             cameras, auxiliary = self.extract_camera(batch_inputs_dict, batch_data_samples)
         if self.use_lidar:
-            lidars.append(self.extract_lidar(batch_inputs_dict, auxiliary.pop('paints', ())))
+            lidar = self.extract_lidar(batch_inputs_dict, auxiliary.pop('paint', None))
         if self.coarse_camera:
-            fine = self._join(lidars, 'LiDAR') if lidars else None
-            coarse = [] if fine is None else [self.volume_downsample(fine)]
+            fine = lidar
+            coarse = [] if fine is None else [self.volume_downsample(fine).dense('zyx')]
             x = self._join(cameras + coarse, 'camera and downsampled LiDAR')
         else:
-            fine = self._join(cameras + lidars, 'camera and LiDAR')
+            fine = self._join(cameras + ([] if lidar is None else [lidar]), 'camera and LiDAR')
             x = fine if self.volume_downsample is None else self.volume_downsample(fine)
         return self.img_bev_encoder_neck(self.img_bev_encoder_backbone(x)), fine, auxiliary
 
@@ -371,15 +380,22 @@ class FusionOCC(Base3DDetector):
         volume = torch.cat(volumes, dim=1) if len(volumes) > 1 else volumes[0]
         return volume.contiguous(memory_format=torch.channels_last_3d)
 
-    def extract_lidar(self, inputs, paints=()):
-        """LiDAR volume (B, C, Z, Y, X); ``paints``: functions of positions and samples, see ``CustomSparseEncoder``."""
-        if not paints:
-            return self.lidar_encoder(inputs['points'])
-        return self.lidar_encoder(inputs['points'], lambda *where: torch.cat([paint(*where) for paint in paints], 1))
+    def extract_lidar(self, inputs, paint=None):
+        """LiDAR volume (B, C, Z, Y, X), with ``coarse_camera`` the ``SparseTensor`` of its voxels.
+
+        ``paint``: function of positions and samples, see ``CustomSparseEncoder``.
+        """
+        encoder = self.lidar_encoder.encode if self.coarse_camera else self.lidar_encoder
+        return encoder(inputs['points']) if paint is None else encoder(inputs['points'], paint)
 
     def extract_camera(self, inputs, data_samples=None):
         """Camera volumes, oldest frame first and the key frame last, and the key frame's auxiliary outputs."""
         imgs, view = inputs['imgs'], self.img_view_transformer
+        if imgs.shape[1] != self.num_frames + self.paint_adj:
+            raise ConfigError(
+                f'FusionOCC.num_adj and paint_adj ask for {self.num_frames + self.paint_adj} camera frames, the '
+                f'pipeline gives {imgs.shape[1]}'
+            )
         sensor2keyego, depth_bins = self._camera_geometry(inputs, data_samples)
         bda = inputs['bda']
         volumes, auxiliary = [], {}
@@ -389,7 +405,7 @@ class FusionOCC(Base3DDetector):
             # frame's depth to every frame; its weights expect both.
             camera = camera_vector(sensor2keyego[:, 0], intrins, post_rots, post_trans, bda)
             with torch.set_grad_enabled(torch.is_grad_enabled() and frame == 0):
-                features = self.image_features(imgs[:, frame])
+                finest, features = self.image_features(imgs[:, frame])
                 volume, depth, seg = view(
                     features,
                     sensor2keyego[:, frame],
@@ -407,39 +423,39 @@ class FusionOCC(Base3DDetector):
             volumes.append(volume)
             if frame == 0:
                 auxiliary = dict(depth=depth, seg=seg, depth_bins=depth_bins)
-                if self.img_seg_head is not None and self.training:
-                    auxiliary['img_seg'] = self.img_seg_head(features.flatten(0, 1))
-                if self.point_painting:
-                    project = functools.partial(
-                        paint_positions,
-                        sensor2keyego=sensor2keyego[:, 0],
-                        intrins=intrins,
-                        post_rots=post_rots,
-                        post_trans=post_trans,
-                        bda=bda,
-                        input_size=view.input_size,
-                    )
-                    scores = seg.float().softmax(1)[:, : self.num_classes - 1]
-                    paints = [
-                        dict(
-                            features=scores.unflatten(0, features.shape[:2]),
-                            depth=depth.unflatten(0, features.shape[:2]),
-                            depth_range=view.depth_config,
-                        )
-                    ]
-                    if 'colours' in self.point_painting:
-                        paints.append(dict(features=imgs[:, frame]))
-                    auxiliary['paints'] = [functools.partial(project, **paint) for paint in paints]
+                if self.img_seg_head is not None and (self.training or self.point_painting):
+                    auxiliary['img_seg'] = self.pixel_classes(finest, features)
+        if self.point_painting:
+            auxiliary['paint'] = self._paint(inputs, auxiliary['img_seg'], sensor2keyego)
         return volumes, auxiliary
+
+    def _paint(self, inputs, key_logits, sensor2keyego):
+        """``paint_positions`` with the classes of the pixels of the key frame and of ``paint_adj`` older ones."""
+        frames = [0, *range(self.num_frames, self.num_frames + self.paint_adj)]
+        logits, shape = [key_logits], sensor2keyego.shape[:1] + sensor2keyego.shape[2:3]
+        with torch.no_grad():
+            logits += [self.pixel_classes(*self.image_features(inputs['imgs'][:, frame])) for frame in frames[1:]]
+        scores = [part.float().softmax(1)[:, : self.num_classes - 1].unflatten(0, shape) for part in logits]
+        cameras = {name: inputs[name][:, frames].flatten(1, 2) for name in ('intrins', 'post_rots', 'post_trans')}
+        return functools.partial(
+            paint_positions,
+            features=torch.cat(scores, 1),
+            sensor2keyego=sensor2keyego[:, frames].flatten(1, 2),
+            bda=inputs['bda'],
+            input_size=self.img_view_transformer.input_size,
+            **cameras,
+        )
+
+    def pixel_classes(self, finest, features):
+        """Logits (B*N, num_classes, h', w') of ``img_seg_head`` from what ``image_features`` gives."""
+        features = features.flatten(0, 1)
+        if isinstance(self.img_seg_head, nn.Conv2d):
+            return self.img_seg_head(features)
+        return self.img_seg_head(finest, features)
 
     def _camera_geometry(self, inputs, data_samples):
         """Poses (B, T, N, 4, 4) in the key ego frame and the depth bins of the LiDAR's depth, or None."""
         view = self.img_view_transformer
-        if inputs['imgs'].shape[1] != self.num_frames:
-            raise ConfigError(
-                f'FusionOCC.num_adj asks for {self.num_frames} camera frames, the pipeline gives '
-                f'{inputs["imgs"].shape[1]}'
-            )
         key_ego2global = None
         if self.key_ego == 'lidar':
             key_ego2global = self._lidar_ego_pose(data_samples).to(inputs['imgs'].device)
@@ -456,22 +472,22 @@ class FusionOCC(Base3DDetector):
     def image_auxiliary(self, inputs, data_samples=None):
         """The camera branch's auxiliary outputs of the key frame (see ``extract_feat``) without its volume."""
         sensor2keyego, depth_bins = self._camera_geometry(inputs, data_samples)
-        features = self.image_features(inputs['imgs'][:, 0])
+        finest, features = self.image_features(inputs['imgs'][:, 0])
         cameras = [inputs[key][:, 0] for key in ('intrins', 'post_rots', 'post_trans')]
         camera = camera_vector(sensor2keyego[:, 0], *cameras, inputs['bda'])
         depth, _, seg = self.img_view_transformer.encode(features, camera, depth_bins, inputs.get('sample_seed'))
         auxiliary = dict(depth=depth, seg=seg, depth_bins=depth_bins)
         if self.img_seg_head is not None:
-            auxiliary['img_seg'] = self.img_seg_head(features.flatten(0, 1))
+            auxiliary['img_seg'] = self.pixel_classes(finest, features)
         return auxiliary
 
     def image_features(self, imgs):
-        """(B, N, 3, H, W) -> (B, N, C, h, w)."""
+        """(B, N, 3, H, W) -> the backbone's first map (B*N, C0, h0, w0) and the neck's (B, N, C, h, w)."""
         x = self.img_backbone(imgs.flatten(0, 1))
         if getattr(self.img_backbone, 'return_stereo_feat', False):
             x = x[1:]  # for temporal stereo, which this system has not
-        x = x[-1] if self.img_neck is None else self.img_neck(x)
-        return x.unflatten(0, imgs.shape[:2])
+        features = x[-1] if self.img_neck is None else self.img_neck(x)
+        return x[0], features.unflatten(0, imgs.shape[:2])
 
     @staticmethod
     def sensor_to_key_ego(sensor2ego, ego2global, key_ego2global=None):
