@@ -11,7 +11,6 @@ lr = 6e-3
 fine_grid = dict(x=[-40.0, 40.0, 0.4], y=[-40.0, 40.0, 0.4], z=[-1.0, 5.4, 0.4], depth=_base_.depth_range)
 model = dict(
     point_painting=False,
-    paint_adj=0,
     coarse_camera=False,
     final_kernel=3,
     img_view_transformer=dict(grid_config=fine_grid, feature_channels=16),

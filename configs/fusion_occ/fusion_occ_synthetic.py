@@ -41,7 +41,6 @@ model = dict(
     seg_loss_weight=0.5,
     img_seg_head=dict(type='PixelSegHead', in_channels=(16, 48), channels=32),
     point_painting=True,
-    paint_adj=len(_base_.camera_frames),
     img_backbone=dict(
         type='mmdet.ResNet',
         depth=18,

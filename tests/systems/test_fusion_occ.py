@@ -309,8 +309,6 @@ def test_bad_configs_are_refused():
         MODELS.build(tiny_config(key_ego='car'))
     with pytest.raises(ConfigError, match='point_painting needs use_lidar, use_camera and an img_seg_head'):
         MODELS.build(tiny_config(point_painting=True))
-    with pytest.raises(ConfigError, match='paint_adj is 1, but point_painting is off'):
-        MODELS.build(tiny_config(paint_adj=1))
     with pytest.raises(ConfigError, match='coarse_camera needs volume_downsample'):
         MODELS.build(tiny_config(coarse_camera=True, volume_downsample=None))
     fine = tiny_model(coarse_camera=True)  # whose camera is still lifted to the fine grid
@@ -357,7 +355,7 @@ def test_what_the_painted_points_have(offsets):
 
 def test_earlier_frames_paint_without_gradients():
     """What a frame before saw is painted at the places that it had: those frames' images change the prediction."""
-    model = tiny_model('painted', paint_adj=1)
+    model = tiny_model('painted')
     inputs, samples = tiny_batch(frames=2)
     inputs['imgs'].requires_grad_()
     losses = model(inputs, samples, mode='loss')
@@ -369,8 +367,8 @@ def test_earlier_frames_paint_without_gradients():
         before = model(inputs, samples, mode='tensor')
         inputs['imgs'].detach()[:, 1] = -inputs['imgs'].detach()[:, 1]
         assert not torch.equal(model(inputs, samples, mode='tensor'), before)
-    with pytest.raises(ConfigError, match='ask for 2 camera frames, the pipeline gives 1'):
-        model(*tiny_batch(), mode='loss')
+    with pytest.raises(ConfigError, match='asks for 1 camera frames, the pipeline gives 2'):
+        tiny_model('both')(inputs, samples, mode='loss')
 
 
 COARSE = dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0])

@@ -72,9 +72,9 @@ class FusionOCC(Base3DDetector):
             them. The published path to the segmentation loss is ten layers longer, which costs a short training half
             of its 2D accuracy.
         point_painting: the LiDAR voxels get the classes that ``img_seg_head`` sees in the pixels that they project to
-            (``paint_positions``), so that semantics reach the points without passing the depth bins.
-        paint_adj: previous camera frames that paint, too, behind those of ``num_adj``; without gradients. Most of what
-            a vehicle's earlier clouds hold is hidden from its cameras by now, but was not then.
+            (``paint_positions``), so that semantics reach the points without passing the depth bins. Camera frames
+            behind those of ``num_adj`` paint, too, without gradients, however many the pipeline gives: most of what a
+            vehicle's earlier clouds hold is hidden from its cameras by now, but was not then.
         num_adj: previous camera frames that are lifted.
         use_lidar, use_camera: modality.
         lidar_encoder: config of another LiDAR encoder.
@@ -110,10 +110,11 @@ class FusionOCC(Base3DDetector):
         class_wise: accepted for the published configs, unused there.
         data_preprocessor, init_cfg: as in mmdet3d.
 
-    ``inputs`` (camera part): ``imgs`` (B, T, N, 3, H, W), T = 1 + num_adj + paint_adj with the key frame first;
-    ``sensor2ego`` and ``ego2global`` (B, T, N, 4, 4); ``intrins``, ``post_rots`` (B, T, N, 3, 3); ``post_trans``
-    (B, T, N, 3); ``bda`` (B, 3, 3); ``sparse_depth`` and, in training, ``segs`` (B, N, H, W) or reduced to a feature
-    map; ``sample_seed`` (B,), seeds of the model's random draws. LiDAR part: ``points``, a list of B tensors (P, F).
+    ``inputs`` (camera part): ``imgs`` (B, T, N, 3, H, W) with the key frame first, T = 1 + num_adj or, with
+    ``point_painting``, more; ``sensor2ego`` and ``ego2global`` (B, T, N, 4, 4); ``intrins``, ``post_rots``
+    (B, T, N, 3, 3); ``post_trans`` (B, T, N, 3); ``bda`` (B, 3, 3); ``sparse_depth`` and, in training, ``segs``
+    (B, N, H, W) or reduced to a feature map; ``sample_seed`` (B,), seeds of the model's random draws. LiDAR part:
+    ``points``, a list of B tensors (P, F).
     ``data_samples[i].gt_occ``: ``semantics`` (X, Y, Z) uint8, ``mask_camera`` (X, Y, Z) bool.
     """
 
@@ -142,7 +143,6 @@ class FusionOCC(Base3DDetector):
         seg_loss_weight=None,
         img_seg_head=False,
         point_painting=False,
-        paint_adj=0,
         num_adj=1,
         align_after_view_transformation=False,
         use_lidar=True,
@@ -194,12 +194,10 @@ class FusionOCC(Base3DDetector):
             raise ConfigError(f'FusionOCC.temperature is {temperature}, expected a number above 0')
         if mask_extension is not None:
             check_extension(mask_extension, 'FusionOCC.mask_extension')
-        self.point_painting, self.paint_adj = point_painting, paint_adj
+        self.point_painting = point_painting
         self.image_only = False  # a phase of the training, set by ImagePretrainHook
         if point_painting and not (use_lidar and use_camera and img_seg_head):
             raise ConfigError('FusionOCC.point_painting needs use_lidar, use_camera and an img_seg_head')
-        if paint_adj and not point_painting:
-            raise ConfigError(f'FusionOCC.paint_adj is {paint_adj}, but point_painting is off')
 
         channels = camera_channels = 0
         self.img_seg_head = None
@@ -391,10 +389,9 @@ class FusionOCC(Base3DDetector):
     def extract_camera(self, inputs, data_samples=None):
         """Camera volumes, oldest frame first and the key frame last, and the key frame's auxiliary outputs."""
         imgs, view = inputs['imgs'], self.img_view_transformer
-        if imgs.shape[1] != self.num_frames + self.paint_adj:
+        if imgs.shape[1] < self.num_frames or (imgs.shape[1] > self.num_frames and not self.point_painting):
             raise ConfigError(
-                f'FusionOCC.num_adj and paint_adj ask for {self.num_frames + self.paint_adj} camera frames, the '
-                f'pipeline gives {imgs.shape[1]}'
+                f'FusionOCC.num_adj asks for {self.num_frames} camera frames, the pipeline gives {imgs.shape[1]}'
             )
         sensor2keyego, depth_bins = self._camera_geometry(inputs, data_samples)
         bda = inputs['bda']
@@ -430,8 +427,8 @@ class FusionOCC(Base3DDetector):
         return volumes, auxiliary
 
     def _paint(self, inputs, key_logits, sensor2keyego):
-        """``paint_positions`` with the classes of the pixels of the key frame and of ``paint_adj`` older ones."""
-        frames = [0, *range(self.num_frames, self.num_frames + self.paint_adj)]
+        """``paint_positions`` with the classes of the pixels of the key frame and of those behind ``num_adj``."""
+        frames = [0, *range(self.num_frames, sensor2keyego.shape[1])]
         logits, shape = [key_logits], sensor2keyego.shape[:1] + sensor2keyego.shape[2:3]
         with torch.no_grad():
             logits += [self.pixel_classes(*self.image_features(inputs['imgs'][:, frame])) for frame in frames[1:]]
