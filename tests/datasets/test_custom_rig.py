@@ -103,7 +103,7 @@ def test_it_trains_and_predicts(vehicle):
             if step.type == 'FuseAdjacentPoints':
                 step.sweeps = []
         assert len(pipeline) >= steps
-    cfg.model.update(seg_loss_weight=0.0, img_seg_head=False, point_painting=False)
+    cfg.model.update(seg_loss_weight=0.0)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
