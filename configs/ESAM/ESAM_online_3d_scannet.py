@@ -6,20 +6,13 @@ load_from = 'work_dirs/3d_sv/epoch_128.pth'  # the single-frame model
 num_frames = 8
 max_epochs = 128
 lr = 6e-4
+warmup = 1000  # iterations
 optim_wrapper = dict(type='OccAmpOptimWrapper', loss_scale='dynamic', optimizer=dict(weight_decay=1e-2))
-param_scheduler = [
-    dict(
-        type='CosineAnnealingLR',
-        begin=0,
-        end=max_epochs,
-        T_max=max_epochs,
-        eta_min=0,
-        by_epoch=True,
-        convert_to_iter_based=True,
-    ),
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=1000),  # iterations
+param_scheduler = _base_.cosine_schedule
+linked_fields_cosine = [
+    dict(name='max_epochs', value=max_epochs, to='param_scheduler.0.T_max'),
+    dict(name='warmup', value=warmup, to='param_scheduler.1.end'),
 ]
-linked_fields_cosine = [dict(name='max_epochs', value=max_epochs, to='param_scheduler.0.T_max')]
 
 load_train = dict(_base_.load_train, with_rec=False, cat_rec=False)
 superpoint_labels = dict(_base_.superpoint_labels, with_rec=False)
@@ -40,20 +33,8 @@ train_dataloader = dict(
     dataset=dict(type='ScanNet200SegMVDataset_', pipeline=train_pipeline),
 )
 linked_fields_data = [
-    dict(
-        name='data_root',
-        value=_base_.data_root,
-        to=[
-            'train_dataloader.dataset.data_root',
-            'val_dataloader.dataset.data_root',
-            'test_dataloader.dataset.data_root',
-        ],
-    ),
-    dict(
-        name='rec_root',
-        value=_base_.rec_root,
-        to=['val_dataloader.dataset.pipeline.0.rec_root', 'test_dataloader.dataset.pipeline.0.rec_root'],
-    ),
+    dict(name='data_root', value=_base_.data_root, to=_base_.data_root_fields),
+    dict(name='rec_root', value=_base_.rec_root, to=_base_.rec_root_fields),
     dict(name='num_frames', value=num_frames, to='train_dataloader.dataset.pipeline.0.num_frames'),
 ]
 model = dict(

@@ -1,4 +1,5 @@
 # ESAM on single frames, class-agnostic, 200 semantic classes. Source: Xu et al., "EmbodiedSAM", ICLR 2025.
+_base_ = ['./esam_bifusion.py']
 voxel_size = 0.02  # metres
 num_instance_classes = 1  # 1: class-agnostic
 num_semantic_classes = 200

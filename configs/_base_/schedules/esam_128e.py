@@ -8,6 +8,19 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 param_scheduler = [dict(type='PolyLR', begin=0, end=max_epochs, power=0.9, by_epoch=True)]
+# What the configs of the three routes have in its place: warm-up, then cosine.
+cosine_schedule = [
+    dict(
+        type='CosineAnnealingLR',
+        begin=0,
+        end=max_epochs,
+        T_max=max_epochs,
+        eta_min=0,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=1000),  # iterations
+]
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict()
 test_cfg = dict()
