@@ -27,9 +27,10 @@ val_dataloader = dict(num_workers=0, persistent_workers=False)
 test_dataloader = val_dataloader
 val_evaluator = dict(min_region_size=20)
 test_evaluator = val_evaluator
+warmup = 10  # iterations
 param_scheduler = [
     dict(
         type='CosineAnnealingLR', begin=0, end=max_epochs, T_max=max_epochs, by_epoch=True, convert_to_iter_based=True
     ),
-    dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=10),  # iterations
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=warmup),
 ]

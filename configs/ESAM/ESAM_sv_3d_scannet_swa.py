@@ -8,5 +8,14 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=1000),  # iterations
 ]
 custom_hooks = [dict(type='OccEMAHook', ramp='mean', begin_epoch=swa_begin)]
-linked_fields_cosine = [dict(name='swa_begin', value=swa_begin, to=['param_scheduler.0.end', 'param_scheduler.0.T_max',
-                                                                    'custom_hooks.0.begin_epoch'])]  # fmt: skip
+linked_fields_schedule = [
+    dict(name='max_epochs', value=_base_.max_epochs, to=['train_cfg.max_epochs', 'train_cfg.val_interval']),
+    dict(name='lr', value=_base_.lr, to='optim_wrapper.optimizer.lr'),
+]
+linked_fields_cosine = [
+    dict(
+        name='swa_begin',
+        value=swa_begin,
+        to=['param_scheduler.0.end', 'param_scheduler.0.T_max', 'custom_hooks.0.begin_epoch'],
+    ),
+]
