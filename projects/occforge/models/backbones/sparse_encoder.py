@@ -135,13 +135,15 @@ class CustomSparseEncoder(BaseModule):
         voxels = voxelize(features, batch_index, lower, self.voxel_size, self.sparse_shape)
         return SparseTensor(voxels.features, voxels.coords, self.sparse_shape, len(points))
 
-    def forward(self, points: Sequence[Tensor], paint: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
-        """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X)."""
-        return self.encode(points, paint).dense('zyx')
+    def forward(
+        self,
+        points: Sequence[Tensor],
+        paint: Callable[[Tensor, Tensor], Tensor] | None = None,
+        dense: bool = True,
+    ) -> Tensor | SparseTensor:
+        """List of B (P, >= in_channels) point clouds (metres) -> volume (B, output_channels, Z, Y, X).
 
-    def encode(self, points: Sequence[Tensor], paint: Callable[[Tensor, Tensor], Tensor] | None = None) -> SparseTensor:
-        """``forward`` before the voxels are put into a volume.
-
+        ``dense=False`` gives the voxels that the volume would be made of.
         ``paint`` takes the voxels' mean positions (V, 3) and samples (V,) and returns (V, paint_channels).
         """
         if (paint is None) != (self.paint_channels == 0):
@@ -156,4 +158,5 @@ class CustomSparseEncoder(BaseModule):
         if paint is not None:
             features.append(paint(position, x.coords[:, 0]).to(position.dtype))
         x = x.replace_feature(torch.cat(features, 1))
-        return self.conv_out(self.encoder_layers(self.conv_input(x)))
+        x = self.conv_out(self.encoder_layers(self.conv_input(x)))
+        return x.dense('zyx') if dense else x

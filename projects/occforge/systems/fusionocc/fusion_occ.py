@@ -383,8 +383,10 @@ class FusionOCC(Base3DDetector):
 
         ``paint``: function of positions and samples, see ``CustomSparseEncoder``.
         """
-        encoder = self.lidar_encoder.encode if self.coarse_camera else self.lidar_encoder
-        return encoder(inputs['points']) if paint is None else encoder(inputs['points'], paint)
+        options = {} if paint is None else dict(paint=paint)
+        if self.coarse_camera:
+            options['dense'] = False
+        return self.lidar_encoder(inputs['points'], **options)
 
     def extract_camera(self, inputs, data_samples=None):
         """Camera volumes, oldest frame first and the key frame last, and the key frame's auxiliary outputs."""
