@@ -157,7 +157,7 @@ def test_eight_classes_take_the_rows_of_seventeen(model, tmp_path):
     adapted = {each.name for each in report.adapted}
     assert {name.rpartition('.')[0] for name in adapted} == {
         'predicter.2',
-        'img_seg_head',
+        'img_seg_head.classify',
         'img_view_transformer.depth_seg_net.seg_out',
         'lidar_encoder.conv_input.0',
     }
@@ -165,8 +165,8 @@ def test_eight_classes_take_the_rows_of_seventeen(model, tmp_path):
                                                  'sidewalk', 'manmade', 'free')]  # fmt: skip
     assert torch.equal(own.predicter[2].weight, model.predicter[2].weight[rows])
     theirs, ours = (each.lidar_encoder.conv_input[0].weight for each in (model, own))
-    points = model.lidar_encoder.in_channels + 3  # their own features and their offsets; the colours come last
-    assert torch.equal(ours[..., :points], theirs[..., :points]) and torch.equal(ours[..., -3:], theirs[..., -3:])
-    assert torch.equal(ours[..., points:-3], theirs[..., [points + row for row in rows]])
+    points = model.lidar_encoder.in_channels + 3  # their own features and their offsets; then the paint
+    assert torch.equal(ours[..., :points], theirs[..., :points])
+    assert torch.equal(ours[..., points:], theirs[..., [points + row for row in rows]])
     assert label_map(cfg.classes, cfg.class_map) is not None
     assert cfg.val_dataloader.dataset.metainfo.classes == cfg.classes
