@@ -170,6 +170,86 @@ def draw(item, info, args, note, names=None):
     )
 
 
+def map_of(dataset):
+    """Metres (x0, y0, x1, y1) and class names of the map masks of a data set's pipeline; None and () without."""
+    while not hasattr(dataset, 'pipeline'):
+        dataset = dataset.dataset
+    for step in dataset.pipeline.transforms:
+        if hasattr(step, 'xbound') and hasattr(step, 'classes'):
+            return (step.xbound[0], step.ybound[0], step.xbound[1], step.ybound[1]), step.classes
+    return None, ()
+
+
+def draw_boxes_and_map(item, args, title, names=None, area=None, map_names=()):
+    """The picture of an item with boxes or map masks (BEVFusion): images, and all of it from above.
+
+    Args:
+        item: as ``PackBEVInputs`` packs it.
+        args: the tool's arguments.
+        title: headline.
+        names: of the box labels.
+        area: metres (x0, y0, x1, y1) of the map masks, else of the picture from above.
+        map_names: of the masks.
+    """
+    import numpy as np
+    from occforge.visualization import draw_map, draw_points_top, draw_sensor_sample
+
+    inputs, sample = item['inputs'], item['data_samples']
+    meta = sample.metainfo
+    points = inputs['points'].numpy() if 'points' in inputs else None
+    instances = sample.get('gt_instances_3d') if 'boxes' in args.show else None
+    boxes = labels = None
+    if instances is not None and 'bboxes_3d' in instances:
+        boxes = np.concatenate([instances.bboxes_3d.gravity_center, instances.bboxes_3d.tensor[:, 3:7]], 1)
+        labels = instances.labels_3d.tolist()
+    turn = np.asarray(meta.get('lidar_aug_matrix', np.eye(4)), np.float64)
+    images, cameras = {}, {}
+    for i, image in enumerate(inputs.get('img', ())):
+        name = f'camera {i}'
+        images[name] = np.ascontiguousarray(image.numpy().transpose(1, 2, 0).clip(0, 255).astype(np.uint8))
+        augmentation = np.eye(3)
+        matrix = np.asarray(meta['img_aug_matrix'][i], np.float64)
+        augmentation[:2, :2], augmentation[:2, 2] = matrix[:2, :2], matrix[:2, 3]
+        cameras[name] = dict(
+            lidar2cam=np.linalg.inv(turn @ np.asarray(meta['cam2lidar'][i], np.float64)),
+            cam2img=augmentation @ np.asarray(meta['cam2img'][i], np.float64)[:3, :3],
+        )
+    x0, y0, x1, y1 = area or (-54.0, -54.0, 54.0, 54.0)
+    masks = sample.get('gt_masks_bev')
+    top = draw_points_top(
+        points if 'points' in args.show else None,
+        boxes,
+        labels,
+        names,
+        point_cloud_range=(x0, y0, 0.0, x1, y1, 0.0),
+        picture=None if masks is None else draw_map(masks.masks.numpy().astype(bool), map_names),
+    )
+    if not images:
+        return top
+    shown = points if 'points' in args.show else None
+    picture = draw_sensor_sample(images, cameras, shown, boxes, labels, names, title=title)
+    below = np.full((len(top), picture.shape[1], 3), 255, np.uint8)
+    start = (picture.shape[1] - top.shape[1]) // 2
+    below[:, start : start + top.shape[1]] = top
+    return np.concatenate([picture, below])
+
+
+def draw_room(item):
+    """The picture of an item with instances of points (ESAM): the colours, the instances, the superpoints."""
+    import numpy as np
+    from occforge.visualization import draw_point_cloud, instance_colours
+
+    points = item['inputs']['points'].numpy().reshape(-1, 6)
+    seg = item['data_samples'].gt_pts_seg
+    colours = points[:, 3:] - points[:, 3:].min(0)
+    kinds = [np.round(255 * colours / colours.max(0).clip(1e-6))]
+    for name in ('pts_instance_mask', 'sp_pts_mask'):
+        if name in seg:
+            owner = seg[name].numpy().reshape(-1)
+            kinds.append(instance_colours(owner == np.unique(owner)[:, None]))
+    return np.concatenate([draw_point_cloud(points[:, :3], kind) for kind in kinds], 1)
+
+
 def main(argv=None):
     args = parse_args(argv)
     _cli.use_this_checkout()
@@ -197,7 +277,14 @@ def main(argv=None):
             meta = item['data_samples'].metainfo
             name = '_'.join(filter(None, (str(meta.get('scene_name', '')), str(meta.get('token', i)))))
             target = Path(args.out_dir) / f'{name}_epoch{args.epoch}.png'
-            write_png(target, draw(item, info, args, f'epoch {args.epoch}', names))
+            if 'gt_pts_seg' in item['data_samples']:
+                picture = draw_room(item)
+            elif 'imgs' not in item['inputs'] and 'gt_occ' not in item['data_samples']:
+                classes = dataset.metainfo.get('classes')
+                picture = draw_boxes_and_map(item, args, f'{name}   epoch {args.epoch}', classes, *map_of(dataset))
+            else:
+                picture = draw(item, info, args, f'epoch {args.epoch}', names)
+            write_png(target, picture)
             print(target)
 
 

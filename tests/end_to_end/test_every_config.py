@@ -1,27 +1,25 @@
-"""Every config parses, survives being written and read again, and builds: model, pipelines and metrics."""
+"""Every config parses, survives being written and read again, builds, and takes a training step and a test.
 
+The steps are those of a shrunk copy (``shrink.py``); with ``make test-slow`` also of some at their official size.
+"""
+
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from mmdet3d.registry import METRICS, MODELS, TRANSFORMS
 from mmengine.registry import DefaultScope
+from occforge.datasets.random_samples import use_random_samples
 from occforge.engine import load_config
+from shrink import LOADERS, leaves, run, shrink
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
-    path.relative_to(ROOT / 'configs') for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts
+    path.relative_to(ROOT / 'configs')
+    for path in (ROOT / 'configs').rglob('*')
+    if path.suffix in ('.py', '.yaml') and '_base_' not in path.parts
 )
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-
-
-def pipelines(dataset):
-    """All pipelines in the config of a data set, through its wrappers."""
-    if 'pipeline' in dataset:
-        yield dataset.pipeline
-    inner = dataset.get('dataset', dataset.get('datasets'))
-    for one in inner if isinstance(inner, (list, tuple)) else [inner] if inner is not None else []:
-        yield from pipelines(one)
 
 
 def build(config):
@@ -46,8 +44,47 @@ def test_config(path, tmp_path):
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
     assert all(hasattr(model, name) for name in ('loss', 'predict'))
     for loader in (cfg.get(name) for name in LOADERS):
-        for pipeline in pipelines(loader.dataset) if loader else ():
-            assert [TRANSFORMS.build(step) for step in pipeline]
+        for dataset in leaves(loader.dataset) if loader else ():
+            assert [TRANSFORMS.build(step) for step in dataset.pipeline]
     for evaluator in (cfg.get(name) for name in ('val_evaluator', 'test_evaluator')):
         for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []:
             assert METRICS.build(metric)
+
+
+# ------------------------------------------------------------------------------------------------------- shrunk copies
+@pytest.mark.parametrize('path', CONFIGS, ids=str)
+def test_a_training_step_and_a_test(path, worlds, tmp_path):
+    torch.manual_seed(0)
+    cfg = load_config(ROOT / 'configs' / path)
+    world = 'rooms' if path.parts[0].startswith('ESAM') else 'other' if path.parts[0] == 'custom' else 'city'
+    shrink(cfg, worlds[world])
+    metrics = run(cfg, tmp_path)
+    assert bool(metrics) == bool(cfg.get('test_dataloader'))
+    assert any(math.isfinite(value) for value in metrics.values()) or not metrics
+    assert (tmp_path / 'metrics.csv').is_file() and (not metrics or (tmp_path / 'results.json').is_file())
+
+
+# ------------------------------------------------------------------------------------------------------- official size
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'path',
+    [
+        'fusion_occ/fusion_occ.py',
+        'fbocc/fbocc-r50-cbgs_depth_16f_16x4_20e.py',
+        'renderocc/renderocc-7frame-256x704.py',
+        'bevfusion/bevfusion_lidar-cam_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d.py',
+    ],
+)
+def test_a_step_at_official_size(path, tmp_path):
+    """On noise in nuScenes' formats and sizes; 16 GB of memory."""
+    cfg = load_config(ROOT / 'configs' / path, ['with_cp_3d=True'] if 'fusion_occ' in path else [])
+    cfg.load_from = None
+    use_random_samples(cfg, tmp_path / 'data', samples=1)
+    cfg.model.get('img_backbone', {}).pop('init_cfg', None)
+    cfg.train_cfg.update(max_epochs=1, val_begin=1000)
+    for name in LOADERS:
+        cfg[name].update(batch_size=1, num_workers=0, persistent_workers=False)
+    if 'bevfusion' in path:  # no nuScenes tables
+        metric = dict(type='BEVBoxMetric', data_root=str(tmp_path / 'data'), ann_file='nuscenes_infos_val.pkl')
+        cfg.val_evaluator = cfg.test_evaluator = [metric]
+    assert run(cfg, tmp_path / 'work')

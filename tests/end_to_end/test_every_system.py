@@ -1,0 +1,86 @@
+"""The inferencer and browse_dataset.py with each system, on shrunk configs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import browse_dataset
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS
+from occforge.apis import Inferencer
+from occforge.engine import load_config
+from occforge.visualization import read_image
+from shrink import shrink
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+SYSTEMS = {
+    'fusion_occ/fusion_occ.py': ['occupancy'],
+    'fbocc/fbocc_synthetic.py': ['occupancy'],
+    'uniocc/uniocc_synthetic.py': ['occupancy'],
+    'bevfusion/bevfusion_synthetic.py': ['boxes', 'map'],
+    'ESAM/ESAM_sv_3d_rooms.py': ['instances'],
+    'ESAM/ESAM_online_3d_rooms.py': ['instances'],
+}
+
+
+@pytest.mark.parametrize('path', SYSTEMS)
+def test_inferencer(path, worlds, tmp_path):
+    torch.manual_seed(0)
+    cfg = load_config(CONFIGS / path)
+    shrink(cfg, worlds['rooms' if path.startswith('ESAM') else 'city'])
+    inferencer = Inferencer(cfg, device='cpu')
+    number = len(inferencer.dataset)
+    predictions = inferencer(list(range(number)), batch_size=1, out_dir=tmp_path, formats=('npz', 'png'))
+    assert len(predictions) == number
+    for prediction in predictions:
+        assert list(prediction.results) == SYSTEMS[path]
+        for task in SYSTEMS[path]:
+            name = tmp_path / task / prediction.name
+            with np.load(f'{name}.npz', allow_pickle=False) as stored:
+                assert stored.files
+            assert read_image(f'{name}.png').std() > 0
+    # frame after frame: the first answer is that of a sample alone
+    with inferencer.stream() as stream:
+        first = stream.step(0)
+        again = predictions[0]
+        for task in SYSTEMS[path]:
+            for name, values in first.results[task].arrays().items():
+                np.testing.assert_array_equal(values, again.results[task].arrays()[name])
+
+
+@pytest.mark.parametrize('path', SYSTEMS)
+def test_browse_dataset(path, worlds, tmp_path, capsys):
+    cfg = load_config(CONFIGS / path)
+    shrink(cfg, worlds['rooms' if path.startswith('ESAM') else 'city'])
+    cfg.dump(tmp_path / 'config.py')
+    browse_dataset.main([str(tmp_path / 'config.py'), '--out-dir', str(tmp_path / 'look'), '-n', '1'])
+    (name,) = capsys.readouterr().out.split()
+    picture = read_image(name)
+    assert picture.shape[1] > 400 and picture.std() > 10
+
+
+def test_boxes_and_points_of_bevfusion_are_where_the_model_sees_them(worlds, monkeypatch):
+    """A point of the fed cloud, by the matrices of the picture, is where the model's own matrices put it."""
+    cfg = load_config(CONFIGS / 'bevfusion/bevfusion_synthetic.py')
+    shrink(cfg, worlds['city'])
+    item = DATASETS.build(cfg.train_dataloader.dataset)[0]
+    seen = {}
+
+    def keep(images, cameras, *_, **__):
+        seen.update(cameras)
+        return next(iter(images.values()))
+
+    monkeypatch.setattr('occforge.visualization.draw_sensor_sample', keep)
+    browse_dataset.draw_boxes_and_map(item, SimpleNamespace(show=['points', 'boxes']), '')
+    meta = item['data_samples'].metainfo
+    points = item['inputs']['points'].numpy()[:500, :3].astype(np.float64)
+    raw = np.linalg.solve(np.asarray(meta['lidar_aug_matrix']), np.c_[points, np.ones(len(points))].T)
+    for i, camera in enumerate(seen.values()):
+        place = np.asarray(meta['lidar2img'][i]) @ raw
+        front = place[2] > 1
+        pixels = place[:2] / place[2]
+        matrix = np.asarray(meta['img_aug_matrix'][i])
+        pixels = matrix[:2, :2] @ pixels + matrix[:2, 3:4]
+        own = camera['cam2img'] @ (camera['lidar2cam'] @ np.c_[points, np.ones(len(points))].T)[:3]
+        np.testing.assert_allclose((own[:2] / own[2])[:, front], pixels[:, front], atol=1e-3)
