@@ -189,7 +189,7 @@ def draw_boxes_and_map(item, args, title, names=None, area=None, map_names=()):
         title: headline.
         names: of the box labels.
         area: metres (x0, y0, x1, y1) of the map masks, else of the picture from above.
-        map_names: of the masks.
+        map_names: of the masks; without them they are not drawn.
     """
     import numpy as np
     from occforge.visualization import draw_map, draw_points_top, draw_sensor_sample
@@ -222,16 +222,18 @@ def draw_boxes_and_map(item, args, title, names=None, area=None, map_names=()):
         labels,
         names,
         point_cloud_range=(x0, y0, 0.0, x1, y1, 0.0),
-        picture=None if masks is None else draw_map(masks.masks.numpy().astype(bool), map_names),
+        picture=None if masks is None or not map_names else draw_map(masks.masks.numpy().astype(bool), map_names),
     )
     if not images:
         return top
     shown = points if 'points' in args.show else None
     picture = draw_sensor_sample(images, cameras, shown, boxes, labels, names, title=title)
-    below = np.full((len(top), picture.shape[1], 3), 255, np.uint8)
-    start = (picture.shape[1] - top.shape[1]) // 2
-    below[:, start : start + top.shape[1]] = top
-    return np.concatenate([picture, below])
+    width = max(picture.shape[1], top.shape[1])
+    parts = []
+    for part in (picture, top):  # in the middle, one below the other
+        margin = width - part.shape[1]
+        parts.append(np.pad(part, ((0, 0), (margin // 2, margin - margin // 2), (0, 0)), constant_values=255))
+    return np.concatenate(parts)
 
 
 def draw_room(item):
@@ -260,6 +262,7 @@ def main(argv=None):
 
         import numpy as np
         from mmdet3d.registry import DATASETS
+        from mmengine.registry import init_default_scope
         from occforge.engine import load_config
         from occforge.errors import ConfigError
         from occforge.visualization import write_png
@@ -268,6 +271,7 @@ def main(argv=None):
         loader = cfg.get(f'{args.split}_dataloader')
         if loader is None:
             raise ConfigError(f'{args.config}: {args.split}_dataloader is missing')
+        init_default_scope('mmdet3d')  # where mmengine's own data sets look for the pipeline's steps
         dataset = DATASETS.build(loader.dataset)
         if hasattr(dataset, 'set_epoch'):
             dataset.set_epoch(args.epoch)
@@ -277,7 +281,7 @@ def main(argv=None):
             meta = item['data_samples'].metainfo
             name = '_'.join(filter(None, (str(meta.get('scene_name', '')), str(meta.get('token', i)))))
             target = Path(args.out_dir) / f'{name}_epoch{args.epoch}.png'
-            if 'gt_pts_seg' in item['data_samples']:
+            if 'sp_pts_mask' in item['data_samples'].get('gt_pts_seg', ()):
                 picture = draw_room(item)
             elif 'imgs' not in item['inputs'] and 'gt_occ' not in item['data_samples']:
                 classes = dataset.metainfo.get('classes')

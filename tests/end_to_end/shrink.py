@@ -234,6 +234,8 @@ def _shrink_loader(loader, training: bool, root: Path) -> None:
                 if step['type'] == 'LoadClipFeature':
                     step['data_root'] = dataset['data_root']
         else:
+            if dataset.get('sequences_split_num'):  # a place in the batch for each scene, and there is one
+                loader['batch_size'] = 1
             kind = 'custom' if dataset['ann_file'].startswith('custom') else 'nuscenes'
             dataset.update(data_root=str(root), ann_file=f'{kind}_infos_{split}.pkl')
             for step in dataset['pipeline']:

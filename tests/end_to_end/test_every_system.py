@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import DATASETS
+from mmengine.registry import init_default_scope
 from occforge.apis import Inferencer
 from occforge.engine import load_config
 from occforge.visualization import read_image
@@ -64,6 +65,7 @@ def test_boxes_and_points_of_bevfusion_are_where_the_model_sees_them(worlds, mon
     """A point of the fed cloud, by the matrices of the picture, is where the model's own matrices put it."""
     cfg = load_config(CONFIGS / 'bevfusion/bevfusion_synthetic.py')
     shrink(cfg, worlds['city'])
+    init_default_scope('mmdet3d')
     item = DATASETS.build(cfg.train_dataloader.dataset)[0]
     seen = {}
 

@@ -385,8 +385,8 @@ class ScanNet200MixFormer3D_Online(ScanNet200MixFormer3D):
         return merge.push(found.masks, Instances(*values))
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
-        """As ``ScanNet200MixFormer3D``, over the points of all frames or of the reconstruction; ``pred_bbox`` (n, 6)
-        corners with ``use_bbox``."""
+        """As ``ScanNet200MixFormer3D``, over the points of all frames or of the reconstruction, which are ``points``
+        (P, 3) metres; ``pred_bbox`` (n, 6) corners with ``use_bbox``."""
         points, extra = self._frames(batch_inputs_dict)
         for i, sample in enumerate(batch_data_samples):
             self.reset()
@@ -400,12 +400,13 @@ class ScanNet200MixFormer3D_Online(ScanNet200MixFormer3D):
             number, best = merge.best()
             masks, semantic = merge.masks(number), torch.cat(semantics)
             rec = sample.eval_ann_info.get('rec_xyz') if 'eval_ann_info' in sample else None
+            xyz = points[i][:, :, :3].reshape(-1, 3)
             if self.map_to_rec_pcd and rec is not None:
-                xyz = points[i][:, :, :3].reshape(-1, 3)
-                masks, semantic = map_to_reconstruction(
-                    masks, semantic, xyz, torch.as_tensor(rec), sample.eval_ann_info.get('segment_ids')
-                )
-            _store(sample, masks, best.labels, best.scores, semantic, pred_bbox=best.boxes)
+                rec = torch.as_tensor(rec)
+                segments = sample.eval_ann_info.get('segment_ids')
+                masks, semantic = map_to_reconstruction(masks, semantic, xyz, rec, segments)
+                xyz = rec[:, :3]
+            _store(sample, masks, best.labels, best.scores, semantic, pred_bbox=best.boxes, points=xyz)
         self.reset()
         return batch_data_samples
 
