@@ -19,7 +19,8 @@ GRID = (40, 40, 16)  # of the labels
 SMALLER = {40.0: 8.0, 51.2: 12.8, 54.0: 10.8}  # metres from the vehicle to the end of the world
 WIDTHS = {
     'aspp_mid_channels', 'base_channels', 'block_inplanes', 'blocks', 'channel_proj', 'context_channels', 'd_model',
-    'embed_dims', 'encoder_channels', 'feature_channels', 'feedforward_channels', 'hidden_channel', 'hidden_dim',
+    'embed_dims', 'encoder_channels', 'feat_channels',
+    'feature_channels', 'feedforward_channels', 'hidden_channel', 'hidden_dim',
     'in_channels', 'init_dim', 'lidar_out_channel', 'mid_channels', 'n_input_channels', 'num_channels', 'num_feats',
     'num_pos_feats', 'numC_input', 'out_channels', 'out_dim', 'output_channels', 'planes', 'share_conv_channel',
     'single_bev_num_channels',
@@ -183,11 +184,11 @@ def _walk(node, published: bool) -> None:
 
 
 RGBD = dict(
-    Res16UNet34C=dict(planes=[4, 4, 6, 8, 8, 6, 6, 8], init_dim=4, layers=[1] * 8, out_channels=8),
+    Res16UNet34C=dict(planes=[4, 4, 8, 8, 8, 6, 6, 8], init_dim=4, layers=[1] * 8, out_channels=8),
     TinySA=dict(in_channels=8),
     GeoAwarePooling=dict(channel_proj=8),
     ScanNetMixQueryDecoder=dict(in_channels=8, d_model=16, num_heads=2, hidden_dim=24),
-    MultilevelMemory=dict(in_channels=[4, 4, 6, 8]),
+    MultilevelMemory=dict(in_channels=[4, 4, 8, 8]),
     MergeHead=dict(in_channels=16, out_channels=16),
     ClipConv1=dict(width=16),
     ConvModule=dict(in_channels=4, out_channels=8),
