@@ -19,7 +19,8 @@ camera_channels = 32
 lidar_channels = 24
 num_classes = 18
 # About (8000 / voxels a sample)^0.1 in a city of denser labels; "free", ten times all others together and more, has a
-# weight that leaves it most of the loss. Stronger weights make the network see rare things everywhere. Order of occ3d.CLASS_NAMES.
+# weight that leaves it most of the loss. Stronger weights make the network see rare things everywhere. Order of
+# occ3d.CLASS_NAMES.
 class_weight = [1.4, 1.25, 1.4, 1.2, 1.15, 1.2, 1.4, 1.25, 1.5, 1.2, 1.2, 1.0, 1.2, 1.1, 1.0, 1.0, 1.0, 0.65]
 # Of the pixels: the square of those, without which a few hundred steps learn nothing of small things.
 image_class_weight = [1.9, 1.6, 2.0, 1.4, 1.3, 1.4, 2.0, 1.6, 2.4, 1.4, 1.4, 1.0, 1.4, 1.2, 1.0, 1.0, 1.0, 1.0]

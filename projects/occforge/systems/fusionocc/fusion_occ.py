@@ -327,7 +327,7 @@ class FusionOCC(Base3DDetector):
             head = 'img_seg_head' if isinstance(self.img_seg_head, nn.Conv2d) else 'img_seg_head.classify'
             axes.update({head: 0, 'img_view_transformer.depth_seg_net.seg_out': 0})
         if self.point_painting:
-            # "hidden" stands where "free" would, behind the points' own features and the offsets
+            # how clear the view is stands where "free" would, behind the points' own features and the offsets
             start = self.lidar_encoder.in_channels + 3 * self.lidar_encoder.voxel_offsets
             axes['lidar_encoder.conv_input.0.weight'] = dict(axis=4, start=start)
         return axes
