@@ -1,4 +1,4 @@
-"""What train.py and test.py share.
+"""What the tools share.
 
 Standard library alone at import: --help and bad arguments must not wait for torch.
 """
@@ -20,6 +20,13 @@ def use_this_checkout() -> None:
     projects = Path(__file__).resolve().parent.parent / 'projects'
     if (projects / 'occforge').is_dir():
         sys.path.insert(0, str(projects))
+
+
+def positive(text: str) -> int:
+    """Type of arguments that are whole numbers of 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
+    return int(text)
 
 
 def fail(message: str) -> None:

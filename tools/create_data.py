@@ -6,6 +6,7 @@ import argparse
 import sys
 
 import _cli
+from _cli import positive
 
 EVALUATED = ('scenenn_mv', '3rscan_mv')
 SCANNET = ('scannet_sv', 'scannet_mv', 'scannet200_sv', 'scannet200_mv')
@@ -21,12 +22,6 @@ def image_size(text: str) -> tuple[int, int]:
 def count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f'{text!r} is not a number of 0 or more')
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
     return int(text)
 
 

@@ -18,12 +18,7 @@ import argparse
 import sys
 
 import _cli
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
-    return int(text)
+from _cli import positive
 
 
 def parse_args(argv=None):

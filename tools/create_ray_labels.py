@@ -21,7 +21,7 @@ import os
 import sys
 
 import _cli
-from create_img_seg import positive
+from _cli import positive
 
 
 def parse_args(argv=None):

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import _cli
-from create_img_seg import positive
+from _cli import positive
 
 
 def parse_args(argv=None):

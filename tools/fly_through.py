@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 import _cli
-from create_img_seg import positive
+from _cli import positive
 
 
 def parse_args(argv=None):

@@ -24,6 +24,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _cli
+from _cli import positive
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/ESAM-E_CA/ESAM-E_online_stream.py'
 MASKS = 'masks'
@@ -47,12 +48,6 @@ MODULE_STAGES = {
     'clusters': ('occforge.datasets.rgbd', 'cluster_unmasked'),
     'instances': ('occforge.systems.esam.esam', 'frame_instances'),
 }
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
-    return int(text)
 
 
 def parse_arguments(argv=None):

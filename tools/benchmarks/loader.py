@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _cli
-from model import load_samples, positive, random_samples
+from _cli import positive
+from model import load_samples, random_samples
 
 
 def parse_args(argv=None):

@@ -34,14 +34,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _cli
+from _cli import positive
 
 PRECISIONS = dict(fp32=None, bf16='bfloat16', fp16='float16')
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number of 1 or more')
-    return int(text)
 
 
 def parse_arguments(argv=None):
