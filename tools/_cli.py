@@ -6,6 +6,7 @@ Standard library alone at import: --help and bad arguments must not wait for tor
 import argparse
 import difflib
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,16 @@ def use_this_checkout() -> None:
     projects = Path(__file__).resolve().parent.parent / 'projects'
     if (projects / 'occforge').is_dir():
         sys.path.insert(0, str(projects))
+
+
+def processor_name() -> str:
+    """The CPU's name, for tables of times; ``platform.processor`` is empty on most Linux systems."""
+    try:
+        described = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        described = ''
+    named = re.search(r'^model name\s*: *(\S.*)$', described, re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
 
 
 def positive(text: str) -> int:

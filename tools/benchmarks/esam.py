@@ -202,7 +202,7 @@ def main(argv=None) -> int:
             raise ConfigError(f'{len(watch.frames)} frames, {args.warmup} of them before those that count')
         numbers = summary(timed)
         scene = stream.result()
-    device = torch.cuda.get_device_name() if cuda else f'CPU, {torch.get_num_threads()} threads'
+    device = torch.cuda.get_device_name() if cuda else f'{_cli.processor_name()}, {torch.get_num_threads()} threads'
     about = f'{len(timed)} frames of {len(scene.points) // len(watch.frames)} points, {len(scene.ids)} instances'
     print(f'{device}, {Path(args.config).stem}: {about}\n')
     total = sum(numbers['seconds'].values())

@@ -12,11 +12,13 @@ vehicles, walls and trees, and a prediction that is wrong in places; their files
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _cli
 
 
 def parse_arguments():
@@ -209,8 +211,7 @@ def main():
             np.savez_compressed(path, **arrays)
         row('reading a label file', lambda: [read_labels(path) for path in paths], len(samples))
 
-    machine = platform.processor() or platform.machine()
-    print(f'{machine}, torch {torch.__version__}, {args.threads} threads, {args.device}, ', end='')
+    print(f'{_cli.processor_name()}, torch {torch.__version__}, {args.threads} threads, {args.device}, ', end='')
     print(f'compiled operators: {has_extension()}, {args.origins} origins x {len(along)} rays')
     for r in rows:
         ratio = f'{r["ratio"]:8.1f}x  {r["against"]}' if 'ratio' in r else ''

@@ -26,7 +26,6 @@ import importlib
 import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
@@ -447,9 +446,7 @@ def main(argv=None):
         benchmark = Benchmark(cfg, args, device)
         document = dict(
             config=args.config,
-            device=torch.cuda.get_device_name()
-            if device.type == 'cuda'
-            else platform.processor() or platform.machine(),
+            device=torch.cuda.get_device_name() if device.type == 'cuda' else _cli.processor_name(),
             threads=torch.get_num_threads(),
             torch=torch.__version__,
             compiled_operators=has_extension(),

@@ -16,13 +16,15 @@ import argparse
 import json
 import math
 import os
-import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import _cli
 
 
 def parse_arguments():
@@ -543,7 +545,7 @@ def main():
     if not has_extension():
         print('the compiled operators are not available: these are the times of the plain-torch references')
     bandwidth, peak_rate = copy_bandwidth(), arithmetic_peak()
-    machine = f'{platform.machine()}, {platform.processor() or "unknown processor"}, torch {torch.__version__}'
+    machine = f'{_cli.processor_name()}, torch {torch.__version__}'
     rates = f'copy {bandwidth / 1e9:.1f} GB/s, matrix product {peak_rate / 1e9:.0f} GFLOP/s'
     print(f'{args.device}, {args.threads} threads, {machine}; {rates}')
     head = f'{"operator":<66}{"ms":>9}{"MB":>8}{"GFLOP":>8}{"of limit":>10}{"peak MB":>9}'
