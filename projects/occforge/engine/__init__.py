@@ -8,6 +8,7 @@ from .dist import is_distributed, rank_and_world, reduce_mean_count, reduce_mean
 from .load_report import LoadReport
 from .log_processor import OccLogProcessor
 from .loops import OccEpochTrainLoop, OccIterTrainLoop
+from .muon import MuonAdamW
 from .param_groups import OccOptimWrapperConstructor
 from .partial_load import LoadSpec, load_partially, parse_load_from
 from .runner import OccRunner
@@ -18,6 +19,7 @@ __all__ = [
     'CrossRankBatchNorm',
     'LoadReport',
     'LoadSpec',
+    'MuonAdamW',
     'OccAmpOptimWrapper',
     'OccEpochTrainLoop',
     'OccIterTrainLoop',
