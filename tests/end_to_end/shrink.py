@@ -178,7 +178,8 @@ def _walk(node, published: bool) -> None:
     elif published and kind.endswith('.ResNet') and 'base_channels' not in node:
         node['base_channels'] = 64 // 8
     elif published and kind == 'ConvNeXt':
-        node['arch'] = dict(depths=[1, 1, 1, 1], channels=[16, 32, 64, 128])
+        own = node['arch']['channels'] if isinstance(node['arch'], dict) else [128, 256, 512, 1024]
+        node['arch'] = dict(depths=[1, 1, 1, 1], channels=_scaled(own, 8))
     elif published and kind in ('BEVSelfAttention', 'DA_MSDeformableAttention'):
         node['num_heads'] = 2
 
