@@ -104,10 +104,12 @@ model = dict(
 
 # -------------------------------------------------------------------------------------------------------- schedule
 image_epochs = 0  # so many of the first epochs teach the image branch alone, in a fifth of the time
-max_epochs = 10
+max_epochs = 8
 lr = 8e-3
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
-optim_wrapper = dict(optimizer=dict(betas=(0.9, 0.99)))  # a memory of 100 steps: there are only a few hundred
+# Of a few hundred steps each must count: kernels by orthogonalised momentum, norms and biases by AdamW with a memory
+# of 100 steps.
+optim_wrapper = dict(optimizer=dict(type='MuonAdamW', betas=(0.9, 0.99)))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=30),  # iterations
     dict(

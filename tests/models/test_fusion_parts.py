@@ -326,3 +326,6 @@ def test_what_hides_a_position_takes_its_paint():
     painted = paint_positions(positions, index, features, **both, input_size=SIZE)
     mean = (3.0 * 0.5**4 + 5.0) / (0.5**4 + 1)
     torch.testing.assert_close(painted, torch.tensor([[3.0, 3.0, 1.0], [mean, mean, 1.0]]), rtol=1e-4, atol=1e-4)
+    used = torch.tensor([[False, True]])
+    painted = paint_positions(positions, index, features, **both, input_size=SIZE, used=used)
+    torch.testing.assert_close(painted, torch.tensor([[0.0, 0.0, 0.0], [5.0, 5.0, 1.0]]), rtol=1e-4, atol=1e-4)

@@ -357,6 +357,7 @@ def test_earlier_frames_paint_without_gradients():
     """What a frame before saw is painted at the places that it had: those frames' images change the prediction."""
     model = tiny_model('painted')
     inputs, samples = tiny_batch(frames=2)
+    inputs['ego2global'][:, 1, :, 0, 3] -= 1.0
     inputs['imgs'].requires_grad_()
     losses = model(inputs, samples, mode='loss')
     sum(losses.values()).backward()
@@ -371,6 +372,21 @@ def test_earlier_frames_paint_without_gradients():
         tiny_model('both')(inputs, samples, mode='loss')
 
 
+def test_a_frame_that_is_given_twice_paints_once():
+    """At a scene's start the pipeline repeats frames."""
+    model = tiny_model('painted').eval()
+    inputs, samples = tiny_batch(frames=3)
+    inputs['ego2global'][:, 1:, :, 0, 3] -= 1.0
+    inputs['imgs'][:, 2] = inputs['imgs'][:, 1]
+    once = {key: value[:, :2] if key in CAMERA_INPUTS else value for key, value in inputs.items()}
+    with torch.no_grad():
+        expected = model(once, samples, mode='tensor')
+        assert torch.equal(model(inputs, samples, mode='tensor'), expected)
+        inputs['ego2global'][:, 2, :, 0, 3] -= 1.0
+        assert not torch.equal(model(inputs, samples, mode='tensor'), expected)
+
+
+CAMERA_INPUTS = ('imgs', 'sensor2ego', 'ego2global', 'intrins', 'post_rots', 'post_trans')
 COARSE = dict(x=[-8, 8, 1.6], y=[-8, 8, 1.6], z=[-1, 2.2, 1.6], depth=[1.0, 9.0, 1.0])
 
 

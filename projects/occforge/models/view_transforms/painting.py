@@ -6,7 +6,9 @@ from torch.nn import functional as F
 _CELL = 4  # pixels along a side of the cells in which positions hide each other
 
 
-def paint_positions(positions, batch_index, features, sensor2keyego, intrins, post_rots, post_trans, bda, input_size):
+def paint_positions(
+    positions, batch_index, features, sensor2keyego, intrins, post_rots, post_trans, bda, input_size, used=None
+):
     """Features of the images at the projections of 3D positions; the mean over the cameras that see a position.
 
     Source: Vora et al., "PointPainting", CVPR 2020. There what hides a position from a camera is painted on it, too.
@@ -24,6 +26,7 @@ def paint_positions(positions, batch_index, features, sensor2keyego, intrins, po
         post_rots, post_trans: (B, N, 3, 3), (B, N, 3) image augmentation ``u' = R u + t`` of u and v.
         bda: (B, 3, 3) augmentation of the ego frame.
         input_size: (H, W) of the network's input images.
+        used: (B, N) bool, cameras that count; None: all.
 
     Returns:
         (V, C + 1) float32; the last column is the largest of the ratios, 1 for what nothing hides. 0 where no camera
@@ -44,7 +47,10 @@ def paint_positions(positions, batch_index, features, sensor2keyego, intrins, po
             shift = post_trans[sample, camera]
             metres = metres.clamp(min=1e-3) * (metres > 0.1)  # 0 behind the camera: the division gives no pixel
             u, v = u / metres + shift[0], v / metres + shift[1]
-            hit = ((u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)).nonzero().squeeze(1)
+            inside = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1)
+            if used is not None:
+                inside &= used[sample, camera]
+            hit = inside.nonzero().squeeze(1)
             u, v, metres = u[hit], v[hit], metres[hit]
             cell = (v / _CELL).long() * columns + (u / _CELL).long()
             nearest = metres.new_full((cells,), torch.inf).scatter_reduce(0, cell, metres, 'amin')

@@ -436,12 +436,16 @@ class FusionOCC(Base3DDetector):
             logits += [self.pixel_classes(*self.image_features(inputs['imgs'][:, frame])) for frame in frames[1:]]
         scores = [part.float().softmax(1)[:, : self.num_classes - 1].unflatten(0, shape) for part in logits]
         cameras = {name: inputs[name][:, frames].flatten(1, 2) for name in ('intrins', 'post_rots', 'post_trans')}
+        # where a scene has no earlier frame, the pipeline repeats the last one it has: nothing new to see
+        poses = sensor2keyego[:, frames].flatten(2)
+        repeated = (poses[:, :, None] == poses[:, None]).all(-1).tril(-1).any(-1)
         return functools.partial(
             paint_positions,
             features=torch.cat(scores, 1),
             sensor2keyego=sensor2keyego[:, frames].flatten(1, 2),
             bda=inputs['bda'],
             input_size=self.img_view_transformer.input_size,
+            used=~repeated.repeat_interleave(shape[1], 1),
             **cameras,
         )
 
