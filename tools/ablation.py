@@ -29,7 +29,7 @@ from demo import (
     percent,
     train_and_test,
 )
-from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
+from stage_runner import StageRunner, clear_work_dir, duration, read_results, resumable, write_atomically
 
 FOLDER = TOOLS.parent / 'configs/fusion_occ'
 CONFIGS = {
@@ -113,29 +113,23 @@ def markdown(runs: dict) -> str:
     return '\n'.join(lines)
 
 
+@resumable
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
     args.seed = args.city_seed
     runs = {name: [] for name in args.configs}
     amp = has_fast_bfloat16() and not args.no_amp
-    try:
-        if args.fresh:
-            clear_work_dir(work_dir)
-        stages = StageRunner(work_dir)
-        make_city(stages, args)
-        for seed in args.seeds:
-            for name, config in args.configs.items():
-                folder = work_dir / f'{re.sub("[^A-Za-z0-9]+", "_", name)}_seed{seed}'
-                overrides = config_overrides(args.data_root, seed, args.cfg_options)
-                results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
-                runs[name].append(read_results(results))
-    except StageError as error:
-        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from here', file=sys.stderr)
-        return 130
+    if args.fresh:
+        clear_work_dir(work_dir)
+    stages = StageRunner(work_dir)
+    make_city(stages, args)
+    for seed in args.seeds:
+        for name, config in args.configs.items():
+            folder = work_dir / f'{re.sub("[^A-Za-z0-9]+", "_", name)}_seed{seed}'
+            overrides = config_overrides(args.data_root, seed, args.cfg_options)
+            results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
+            runs[name].append(read_results(results))
     samples = next(iter(runs.values()))[0]['samples']
     seeds = (
         f'Mean of {len(args.seeds)} seeds (each in brackets), ' if len(args.seeds) > 1 else f'Seed {args.seeds[0]}, '

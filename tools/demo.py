@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 
 from stage_runner import (
-    StageError,
     StageRunner,
     clear_work_dir,
     duration,
     last_checkpoint,
     read_results,
+    resumable,
     write_atomically,
 )
 
@@ -221,24 +221,18 @@ def print_summary(args, stages, results, prior, work_dir, pictures) -> None:
     write_atomically(work_dir / 'summary.json', json.dumps(document, indent=1) + '\n')
 
 
+@resumable
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir, pictures = Path(args.work_dir), Path(args.work_dir) / 'pictures'
     overrides = config_overrides(args.data_root, args.seed, args.cfg_options)
-    try:
-        if args.fresh:
-            clear_work_dir(work_dir)
-        stages = StageRunner(work_dir)
-        make_city(stages, args)
-        measure_prior(stages, args, work_dir / 'label_prior.json')
-        amp = has_fast_bfloat16() and not args.no_amp
-        results = train_and_test(stages, '', args.config, work_dir, overrides, amp, pictures, args.pictures)
-    except StageError as error:
-        print(f'\nerror: {error}\nThe finished stages are kept: the same command goes on from here.', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from here', file=sys.stderr)
-        return 130
+    if args.fresh:
+        clear_work_dir(work_dir)
+    stages = StageRunner(work_dir)
+    make_city(stages, args)
+    measure_prior(stages, args, work_dir / 'label_prior.json')
+    amp = has_fast_bfloat16() and not args.no_amp
+    results = train_and_test(stages, '', args.config, work_dir, overrides, amp, pictures, args.pictures)
     print_summary(args, stages, read_results(results), read_results(work_dir / 'label_prior.json'), work_dir, pictures)
     return 0
 

@@ -31,7 +31,7 @@ from demo import (
     percent,
     train_and_test,
 )
-from stage_runner import StageError, StageRunner, clear_work_dir, duration, last_checkpoint, read_results
+from stage_runner import StageRunner, clear_work_dir, duration, last_checkpoint, read_results, resumable
 from stage_runner import write_atomically as write
 
 FOLDER = TOOLS.parent / 'configs/fusion_occ'
@@ -152,22 +152,16 @@ def markdown(runs: dict) -> str:
     return '\n'.join(lines)
 
 
+@resumable
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
     args.seed = args.city_seed
-    try:
-        if args.fresh:
-            clear_work_dir(work_dir)
-        stages = StageRunner(work_dir)
-        make_city(stages, args)
-        runs = study(stages, args, has_fast_bfloat16() and not args.no_amp)
-    except StageError as error:
-        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from here', file=sys.stderr)
-        return 130
+    if args.fresh:
+        clear_work_dir(work_dir)
+    stages = StageRunner(work_dir)
+    make_city(stages, args)
+    runs = study(stages, args, has_fast_bfloat16() and not args.no_amp)
     samples = next(iter(runs.values()))[0]['samples']
     seeds = f'Mean of {len(args.seeds)} seeds (each in brackets)' if len(args.seeds) > 1 else f'Seed {args.seeds[0]}'
     text = f'{seeds}, {samples} held-out key frames, in %.\n\n{markdown(runs)}\n'

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from demo import TOOLS, percent, relative
 from stage_runner import (
-    StageError,
     StageRunner,
     clear_work_dir,
     duration,
     last_checkpoint,
     read_results,
+    resumable,
     write_atomically,
 )
 from transfer_study import compare, markdown, mean_and_error, train
@@ -120,33 +120,27 @@ def tables(runs: dict) -> tuple[str, dict]:
     return '\n\n'.join(parts), rows
 
 
+@resumable
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
     runs: dict = {stage: {name: [] for name in (SCENES if stage == 'mv' else ROUTES)} for stage in args.stages}
-    try:
-        if args.fresh:
-            clear_work_dir(work_dir)
-        stages = StageRunner(work_dir)
-        make_data(stages, args)
-        for seed in args.seeds:
-            singles = {}
-            for name in ROUTES if 'sv' in args.stages else ():
-                singles[name] = run_route(stages, args, 'sv', name, seed)
-                runs['sv'][name].append(read_results(singles[name] / 'test/results.json')['metrics'])
-            for name, (route, _) in SCENES.items() if 'mv' in args.stages else ():
-                begin = {}
-                if route in singles:
-                    begin['source'] = relative(last_checkpoint(singles[route] / 'training'))
-                    begin['after'] = [f'{STAGES["sv"]}, {route}, seed {seed}: training']
-                folder = run_route(stages, args, 'mv', name, seed, **begin)
-                runs['mv'][name].append(read_results(folder / 'test/results.json')['metrics'])
-    except StageError as error:
-        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from here', file=sys.stderr)
-        return 130
+    if args.fresh:
+        clear_work_dir(work_dir)
+    stages = StageRunner(work_dir)
+    make_data(stages, args)
+    for seed in args.seeds:
+        singles = {}
+        for name in ROUTES if 'sv' in args.stages else ():
+            singles[name] = run_route(stages, args, 'sv', name, seed)
+            runs['sv'][name].append(read_results(singles[name] / 'test/results.json')['metrics'])
+        for name, (route, _) in SCENES.items() if 'mv' in args.stages else ():
+            begin = {}
+            if route in singles:
+                begin['source'] = relative(last_checkpoint(singles[route] / 'training'))
+                begin['after'] = [f'{STAGES["sv"]}, {route}, seed {seed}: training']
+            folder = run_route(stages, args, 'mv', name, seed, **begin)
+            runs['mv'][name].append(read_results(folder / 'test/results.json')['metrics'])
     table, rows = tables(runs)
     text = f'{len(args.seeds)} seeds, {args.held_out} held-out rooms, mean ± standard error, in %.\n\n{table}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')

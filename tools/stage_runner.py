@@ -1,9 +1,10 @@
 """Runs the commands of a longer job one after another, and leaves out those that have already finished.
 
-Standard library only. Used by demo.py and ablation.py.
+Standard library only. Used by demo.py and the studies.
 """
 
 import ctypes
+import functools
 import json
 import os
 import shlex
@@ -33,6 +34,25 @@ _DIE_WITH_PARENT = _make_die_with_parent()
 
 class StageError(Exception):
     """A command failed; its own output says why."""
+
+
+def resumable(main):
+    """Decorator of a tool's ``main``: a failed stage is a message and exit status 1, Ctrl-C one and 130."""
+
+    @functools.wraps(main)
+    def guarded(argv=None) -> int:
+        try:
+            return main(argv)
+        except StageError as error:
+            print(
+                f'\nerror: {error}\nThe finished stages are kept: the same command goes on from here.', file=sys.stderr
+            )
+            return 1
+        except KeyboardInterrupt:
+            print('\nstopped; the same command goes on from here', file=sys.stderr)
+            return 130
+
+    return guarded
 
 
 def write_atomically(path, text: str) -> None:

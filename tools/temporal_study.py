@@ -25,7 +25,7 @@ from demo import (
     make_city,
     train_and_test,
 )
-from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
+from stage_runner import StageRunner, clear_work_dir, duration, read_results, resumable, write_atomically
 from transfer_study import compare, markdown
 
 FOLDER = TOOLS.parent / 'configs/fbocc'
@@ -51,29 +51,23 @@ def parse_args(argv=None):
     return args
 
 
+@resumable
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
     args.seed = args.city_seed
     amp = has_fast_bfloat16() and not args.no_amp
     runs: dict[str, list[float]] = {name: [] for name in args.configs}
-    try:
-        if args.fresh:
-            clear_work_dir(work_dir)
-        stages = StageRunner(work_dir)
-        make_city(stages, args)
-        for seed in args.seeds:
-            for name, config in args.configs.items():
-                folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
-                overrides = config_overrides(args.data_root, seed, args.cfg_options)
-                results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
-                runs[name].append(read_results(results)['metrics'][METRIC])
-    except StageError as error:
-        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from here', file=sys.stderr)
-        return 130
+    if args.fresh:
+        clear_work_dir(work_dir)
+    stages = StageRunner(work_dir)
+    make_city(stages, args)
+    for seed in args.seeds:
+        for name, config in args.configs.items():
+            folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
+            overrides = config_overrides(args.data_root, seed, args.cfg_options)
+            results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
+            runs[name].append(read_results(results)['metrics'][METRIC])
     rows = compare(runs, POINTS)
     text = f'{len(args.seeds)} seeds, mean ± standard error, IoU in %.\n\n{markdown(rows, "model", QUANTITY, POINTS)}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')

@@ -36,7 +36,7 @@ from demo import (
     percent,
     relative,
 )
-from stage_runner import StageError, StageRunner, clear_work_dir, duration, read_results, write_atomically
+from stage_runner import StageRunner, clear_work_dir, duration, read_results, resumable, write_atomically
 
 FOLDER = TOOLS.parent / 'configs'
 SOURCE = FOLDER / 'fusion_occ/fusion_occ_synthetic.py'
@@ -212,6 +212,7 @@ def markdown(
     return '\n'.join(lines)
 
 
+@resumable
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
@@ -225,37 +226,30 @@ def main(argv=None) -> int:
         share = [f'{system["share"]}={args.share:g}']
         suffix, part = f'_share{args.share:g}', f', {args.share:g} of the key frames'
     args.seed = 0
-    try:
-        if args.fresh:
-            clear_work_dir(work_dir)
-        stages = StageRunner(work_dir)
-        source, after = args.source, []
-        if source is None:
-            make_city(stages, args)
-            options = config_overrides(args.data_root, 0, args.cfg_options)
-            train(stages, 'source', system['source'], work_dir / 'source', 'city', options, amp)
-            source, after = last_checkpoint(work_dir / 'source' / 'training'), ['source: training']
-        make_target_city(stages, args)
-        roots = [f'{loader}.dataset.data_root={args.target_root}' for loader in
-                 ('train_dataloader', 'val_dataloader', 'test_dataloader')]  # fmt: skip
-        for seed in args.seeds:
-            for number, (name, config) in enumerate(args.configs.items()):
-                folder = work_dir / f'{name.replace(" ", "_")}{suffix}_seed{seed}'
-                options = ['--cfg-options', *roots, f'randomness.seed={seed}', *share, *args.cfg_options]
-                begin = dict(source=relative(source), after=after) if number else {}
-                label = f'{name}{part}, seed {seed}'
-                results = train(stages, label, config, folder, 'target city', options, amp, **begin)
-                metrics = metrics_in_percent(read_results(results))
-                runs[name].append(metrics[system['metric']])
-                for column, key in system['more'].items():
-                    further[column][name].append(metrics[key])
-                reused[name] = share_reused(folder / 'training') if number else ''
-    except StageError as error:
-        print(f'\nerror: {error}\nFinished trainings are kept: the same command goes on from here.', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nstopped; the same command goes on from here', file=sys.stderr)
-        return 130
+    if args.fresh:
+        clear_work_dir(work_dir)
+    stages = StageRunner(work_dir)
+    source, after = args.source, []
+    if source is None:
+        make_city(stages, args)
+        options = config_overrides(args.data_root, 0, args.cfg_options)
+        train(stages, 'source', system['source'], work_dir / 'source', 'city', options, amp)
+        source, after = last_checkpoint(work_dir / 'source' / 'training'), ['source: training']
+    make_target_city(stages, args)
+    roots = [f'{loader}.dataset.data_root={args.target_root}' for loader in
+             ('train_dataloader', 'val_dataloader', 'test_dataloader')]  # fmt: skip
+    for seed in args.seeds:
+        for number, (name, config) in enumerate(args.configs.items()):
+            folder = work_dir / f'{name.replace(" ", "_")}{suffix}_seed{seed}'
+            options = ['--cfg-options', *roots, f'randomness.seed={seed}', *share, *args.cfg_options]
+            begin = dict(source=relative(source), after=after) if number else {}
+            label = f'{name}{part}, seed {seed}'
+            results = train(stages, label, config, folder, 'target city', options, amp, **begin)
+            metrics = metrics_in_percent(read_results(results))
+            runs[name].append(metrics[system['metric']])
+            for column, key in system['more'].items():
+                further[column][name].append(metrics[key])
+            reused[name] = share_reused(folder / 'training') if number else ''
     rows = compare(runs)
     more = {
         column: {name: percent(mean_and_error(values)[0]) for name, values in cells.items()}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from occforge.datasets import occ3d
 from occforge.engine import read_checkpoint
+from stage_runner import StageError
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 NAMES = list(occ3d.CLASS_NAMES)
@@ -94,7 +95,7 @@ def test_mask_study_runs_what_it_says(tmp_path, monkeypatch, interrupted):
             if path.name == 'results.json':
                 path.write_text(json.dumps(results(20.0)))
         if interrupted and 'then all' in name:
-            raise mask_study.StageError('it stopped')
+            raise StageError('it stopped')
 
     monkeypatch.setattr(mask_study.StageRunner, 'run', run_stage)
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stage_runner import StageError, StageRunner, clear_work_dir, duration, last_checkpoint
+from stage_runner import StageError, StageRunner, clear_work_dir, duration, last_checkpoint, resumable
 
 
 def write(path, text='x'):
@@ -140,3 +140,23 @@ def test_a_killed_job_leaves_nothing_running(tmp_path):
         time.sleep(0.1)
     else:
         pytest.fail('the stage still runs')
+
+
+@pytest.mark.parametrize(
+    'raised, code, said',
+    [
+        (StageError('a failed with exit code 3'), 1, 'error: a failed with exit code 3\nThe finished stages are kept'),
+        (KeyboardInterrupt(), 130, 'stopped; the same command goes on from here'),
+        (None, 0, ''),
+    ],
+)
+def test_a_stopped_job_says_how_to_go_on(raised, code, said, capsys):
+    @resumable
+    def main(argv=None):
+        assert argv == ['--seeds', '1']
+        if raised is not None:
+            raise raised
+        return 0
+
+    assert main(['--seeds', '1']) == code
+    assert capsys.readouterr().err.strip().startswith(said)
