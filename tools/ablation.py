@@ -14,22 +14,11 @@ to <work-dir>/ablation.md and ablation.json.
 import argparse
 import json
 import math
-import re
 import sys
 from pathlib import Path
 
-from demo import (
-    MASKS,
-    TOOLS,
-    add_common_arguments,
-    check_common_arguments,
-    config_overrides,
-    has_fast_bfloat16,
-    make_city,
-    percent,
-    train_and_test,
-)
-from stage_runner import StageRunner, clear_work_dir, duration, read_results, resumable, write_atomically
+from demo import MASKS, TOOLS, add_common_arguments, check_common_arguments, percent, run_study
+from stage_runner import duration, resumable, write_atomically
 
 FOLDER = TOOLS.parent / 'configs/fusion_occ'
 CONFIGS = {
@@ -117,19 +106,7 @@ def markdown(runs: dict) -> str:
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
-    args.seed = args.city_seed
-    runs = {name: [] for name in args.configs}
-    amp = has_fast_bfloat16() and not args.no_amp
-    if args.fresh:
-        clear_work_dir(work_dir)
-    stages = StageRunner(work_dir)
-    make_city(stages, args)
-    for seed in args.seeds:
-        for name, config in args.configs.items():
-            folder = work_dir / f'{re.sub("[^A-Za-z0-9]+", "_", name)}_seed{seed}'
-            overrides = config_overrides(args.data_root, seed, args.cfg_options)
-            results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
-            runs[name].append(read_results(results))
+    runs, stages = run_study(args)
     samples = next(iter(runs.values()))[0]['samples']
     seeds = (
         f'Mean of {len(args.seeds)} seeds (each in brackets), ' if len(args.seeds) > 1 else f'Seed {args.seeds[0]}, '

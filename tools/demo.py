@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -166,6 +167,25 @@ def train_and_test(
     folders = [testing] if pictures is None else [testing, pictures]
     stages.run(f'{label}test', [*test, *overrides], [results], ['city', f'{label}training'], folders)
     return results
+
+
+def run_study(args) -> tuple[dict, StageRunner]:
+    """The city, then every config of ``args.configs`` (name -> path) with every seed: name -> results of each seed."""
+    work_dir = Path(args.work_dir)
+    args.seed = args.city_seed
+    amp = has_fast_bfloat16() and not args.no_amp
+    if args.fresh:
+        clear_work_dir(work_dir)
+    stages = StageRunner(work_dir)
+    make_city(stages, args)
+    runs = {name: [] for name in args.configs}
+    for seed in args.seeds:
+        for name, config in args.configs.items():
+            folder = work_dir / f'{re.sub("[^A-Za-z0-9]+", "_", name)}_seed{seed}'
+            overrides = config_overrides(args.data_root, seed, args.cfg_options)
+            results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
+            runs[name].append(read_results(results))
+    return runs, stages
 
 
 def percent(value) -> str:

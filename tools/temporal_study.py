@@ -16,16 +16,8 @@ import sys
 from pathlib import Path
 
 from ablation import named_configs
-from demo import (
-    TOOLS,
-    add_common_arguments,
-    check_common_arguments,
-    config_overrides,
-    has_fast_bfloat16,
-    make_city,
-    train_and_test,
-)
-from stage_runner import StageRunner, clear_work_dir, duration, read_results, resumable, write_atomically
+from demo import TOOLS, add_common_arguments, check_common_arguments, run_study
+from stage_runner import duration, resumable, write_atomically
 from transfer_study import compare, markdown
 
 FOLDER = TOOLS.parent / 'configs/fbocc'
@@ -55,19 +47,8 @@ def parse_args(argv=None):
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
-    args.seed = args.city_seed
-    amp = has_fast_bfloat16() and not args.no_amp
-    runs: dict[str, list[float]] = {name: [] for name in args.configs}
-    if args.fresh:
-        clear_work_dir(work_dir)
-    stages = StageRunner(work_dir)
-    make_city(stages, args)
-    for seed in args.seeds:
-        for name, config in args.configs.items():
-            folder = work_dir / f'{name.replace(" ", "_")}_seed{seed}'
-            overrides = config_overrides(args.data_root, seed, args.cfg_options)
-            results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
-            runs[name].append(read_results(results)['metrics'][METRIC])
+    results, stages = run_study(args)
+    runs = {name: [each['metrics'][METRIC] for each in seeds] for name, seeds in results.items()}
     rows = compare(runs, POINTS)
     text = f'{len(args.seeds)} seeds, mean ± standard error, IoU in %.\n\n{markdown(rows, "model", QUANTITY, POINTS)}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')

@@ -1,5 +1,5 @@
 # The synthetic city (tools/create_data.py synthetic_city) at a size that trains on two CPU cores: images of 800 x 450
-# pixels scaled to 448 x 252, of which the lowest 160 rows stay: the road, and some 12 degrees above the horizon.
+# pixels scaled to 448 x 252, of which the lowest 160 rows stay: the road, and some 6 degrees above the horizon.
 # The images of the key frame and of earlier ones, which paint points; the LiDAR points of up to eight key frames and of
 # every other sweep between them, all of them (the city's 32 beams are few enough), with their age.
 _base_ = ['./nuscenes_occ.py']
