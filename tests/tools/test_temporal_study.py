@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import temporal_study
+from stage_runner import StageRunner
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 
@@ -46,7 +47,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
                 (root / f'nuscenes_infos_{split}.pkl').write_bytes(b'x')
         return 0
 
-    monkeypatch.setattr(temporal_study.StageRunner, '_call', call)
+    monkeypatch.setattr(StageRunner, '_call', call)
     assert temporal_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0
     # means 10.1 and 12.0 with a standard error of 0.1 each
     shown = capsys.readouterr().out
