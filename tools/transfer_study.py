@@ -6,7 +6,8 @@ alone), several seeds, one table.
     tools/transfer_study.py                                       makes both cities, trains the source, then all
     tools/transfer_study.py --source CKPT                         starts from a checkpoint that there is
     tools/transfer_study.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
-    tools/transfer_study.py --system bevfusion_lidar --share 0.25       with a quarter of the target's key frames
+    tools/transfer_study.py --share 0.25                            with a quarter of the target's scenes
+    tools/transfer_study.py --system bevfusion_lidar --share 0.25       (BEVFusion: of the target's key frames)
     tools/transfer_study.py --system bevfusion --only 'full fine-tuning'        against scratch
     tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
 
@@ -60,7 +61,14 @@ BEVFUSION_STRATEGIES = {
 # --system: what is trained first, on which configs, what of it is compared (further metrics: columns of their own), and
 # the field that takes a share of the training's samples
 SYSTEMS = {
-    'fusion_occ': dict(source=SOURCE, configs=CONFIGS, metric=METRIC, label='mIoU without a mask', more={}),
+    'fusion_occ': dict(
+        source=SOURCE,
+        configs=CONFIGS,
+        metric=METRIC,
+        label='mIoU without a mask',
+        more={},
+        share='scene_fraction',
+    ),
     **{
         system: dict(
             source=FOLDER / f'bevfusion/{source}.py',
@@ -93,9 +101,7 @@ def parse_args(argv=None):
         '--target-root', default='data/synthetic_city_4cam', help="the target's city (default: %(default)s)"
     )
     parser.add_argument('--only', nargs='+', metavar='NAME', help='these strategies, against the first (default: all)')
-    parser.add_argument(
-        '--share', type=float, default=1.0, help="of the target's training key frames (default: %(default)g)"
-    )
+    parser.add_argument('--share', type=float, default=1.0, help="of the target's training data (default: %(default)g)")
     add_common_arguments(parser, DEFAULT_WORK_DIR, seeds=(0, 1, 2))
     args = parser.parse_args(argv)
     if args.work_dir == DEFAULT_WORK_DIR and args.system != 'fusion_occ':  # a ledger of its own
@@ -108,9 +114,6 @@ def parse_args(argv=None):
         configs = {name: path for number, (name, path) in enumerate(configs.items()) if not number or name in args.only}
     if not 0 < args.share <= 1:
         parser.error(f'--share is {args.share:g}, expected more than 0 and at most 1')
-    if args.share < 1 and 'share' not in SYSTEMS[args.system]:
-        systems = ', '.join(name for name, system in SYSTEMS.items() if 'share' in system)
-        parser.error(f'--share is for --system {systems}')
     check_common_arguments(parser, args, *configs.values(), *([args.source] if args.source else []))
     args.configs = configs
     return args
@@ -224,7 +227,7 @@ def main(argv=None) -> int:
     share, suffix, part = [], '', ''
     if args.share < 1:
         share = [f'{system["share"]}={args.share:g}']
-        suffix, part = f'_share{args.share:g}', f', {args.share:g} of the key frames'
+        suffix, part = f'_share{args.share:g}', f', {args.share:g} of the data'
     args.seed = 0
     if args.fresh:
         clear_work_dir(work_dir)

@@ -8,7 +8,10 @@ max_epochs = 8
 
 data_root = 'data/synthetic_city_4cam'
 camera_names = ['CAM_FRONT', 'CAM_LEFT', 'CAM_RIGHT', 'CAM_BACK']
+scene_fraction = 1.0  # of the training scenes: how much has been labelled for the new vehicle
 
-train_dataloader = dict(dataset=dict(data_root=data_root, camera_names=camera_names))
+train_dataloader = dict(dataset=dict(data_root=data_root, camera_names=camera_names, scene_fraction=scene_fraction))
 val_dataloader = dict(dataset=dict(data_root=data_root, camera_names=camera_names))
 test_dataloader = dict(dataset=dict(data_root=data_root, camera_names=camera_names))
+
+linked_fields_scenes = [dict(name='scene_fraction', value=scene_fraction, to='train_dataloader.dataset.scene_fraction')]

@@ -23,7 +23,7 @@ pipeline = [
     _base_.read_images_test,
     _base_.load_labels,
     _base_.load_points,
-    dict(_base_.fuse_points, num_adjacent=0, sweeps=[]),
+    dict(_base_.fuse_points, num_adjacent=0),
     _base_.to_ego,
     _base_.range_filter,
     _base_.flip_test,

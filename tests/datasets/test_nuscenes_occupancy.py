@@ -110,6 +110,16 @@ def test_load_interval_and_subsets(world):
     assert len(dataset(world, indices=3)) == 3
 
 
+def test_a_share_of_the_scenes(tmp_path):
+    write_infos(tmp_path, write_world(tmp_path, scenes=5, frames=2))
+    for share, scenes in ((0.6, '024'), (0.4, '04'), (0.01, '0'), (1, '01234')):
+        data = dataset(tmp_path, scene_fraction=share)
+        assert [data.get_data_info(i)['token'] for i in range(len(data))] == [
+            f'token{s}{f}' for s in scenes for f in '01'
+        ]
+    assert dataset(tmp_path, scene_fraction=0.6).get_data_info(3)['adjacent'][0]['token'] == 'token20'
+
+
 def test_paths_come_from_the_data_root(world, monkeypatch, tmp_path):
     relative = os.path.relpath(world)
     data = dataset(relative)
@@ -167,6 +177,7 @@ def test_arguments_are_checked(world):
     for wrong, word in (
         (dict(tolerance='lax'), 'tolerance'),
         (dict(load_interval=0), 'load_interval'),
+        (dict(scene_fraction=0), 'scene_fraction'),
         (dict(modality=dict(use_sonar=True)), 'use_sonar'),
     ):
         with pytest.raises(ConfigError, match=word):

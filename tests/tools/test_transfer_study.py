@@ -23,7 +23,7 @@ def test_help_and_wrong_arguments():
     done = subprocess.run([sys.executable, str(TOOLS / 'transfer_study.py'), '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and 'progressive unfreezing' in done.stdout
     for wrong in (
-        ['--source', 'no.pth'], ['--seeds', '1', '1'], ['--configs', 'a'], ['--only', 'luck'], ['--share', '0.25'],
+        ['--source', 'no.pth'], ['--seeds', '1', '1'], ['--configs', 'a'], ['--only', 'luck'], ['--share', '0'],
         ['--system', 'bevfusion', '--share', '2'],
     ):  # fmt: skip
         with pytest.raises(SystemExit) as end:
@@ -38,6 +38,13 @@ def test_a_part_of_the_strategies_and_of_the_data():
         args = transfer_study.parse_args(['--system', system, '--work-dir', 'here'])
         assert list(args.configs) == list(transfer_study.BEVFUSION_STRATEGIES) and args.work_dir == 'here'
         assert transfer_study.SYSTEMS[system]['source'].is_file()
+
+
+def test_a_share_of_the_scenes():
+    cfg = load_config(
+        transfer_study.CONFIGS['frozen encoders'], [f'{transfer_study.SYSTEMS["fusion_occ"]["share"]}=0.25']
+    )
+    assert cfg.train_dataloader.dataset.scene_fraction == 0.25
 
 
 def test_fractions_become_percent():

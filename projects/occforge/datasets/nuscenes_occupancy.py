@@ -81,6 +81,7 @@ class NuScenesOccDataset(BaseDataset):
         modality: ``use_camera``, ``use_lidar``: sensors that a sample must have.
         num_adjacent: previous key frames that come with a sample.
         load_interval: keep every n-th key frame (adjacency then counts kept frames, as in the BEVDet family).
+        scene_fraction: keep this share of the scenes, whole ones (at least one), evenly spread over the recording.
         tolerance: 'strict': a bad sample is an error that names file and field. 'tolerant': it is replaced by the
             next good one, counted and reported; more than ``max_bad_fraction`` of the data set (seen by one process)
             is an error. In testing such a replacement is scored once, not twice (see OccupancyMetric).
@@ -114,6 +115,7 @@ class NuScenesOccDataset(BaseDataset):
         modality: dict | None = None,
         num_adjacent: int = 0,
         load_interval: int = 1,
+        scene_fraction: float = 1.0,
         tolerance: str = 'strict',
         max_bad_fraction: float = 0.01,
         sequences_split_num: int | str | None = None,
@@ -140,7 +142,10 @@ class NuScenesOccDataset(BaseDataset):
             raise ConfigError(f"dataset field 'aux_frames' is {list(aux_frames)}, expected offsets other than 0")
         if not 0 <= label_fraction <= 1:
             raise ConfigError(f"dataset field 'label_fraction' is {label_fraction}, expected a share in [0, 1]")
+        if not 0 < scene_fraction <= 1:
+            raise ConfigError(f"dataset field 'scene_fraction' is {scene_fraction}, expected a share in (0, 1]")
         self.aux_frames, self.label_fraction = tuple(aux_frames), label_fraction
+        self.scene_fraction = scene_fraction
         self.sequences_split_num = sequences_split_num
         #: (samples,) int64 sequence of each sample, with ``sequences_split_num``
         self.sequence_groups: np.ndarray | None = None
@@ -203,6 +208,11 @@ class NuScenesOccDataset(BaseDataset):
             origins = scene_ray_origins(data_list, self.ann_file)
             for info in data_list:
                 info['ray_origins'] = origins[str(info['token'])]
+        if self.scene_fraction < 1:
+            scenes = list(dict.fromkeys(str(info.get('scene_token')) for info in data_list))
+            places = np.linspace(0, len(scenes) - 1, max(1, round(self.scene_fraction * len(scenes)))).round()
+            kept = {scenes[int(place)] for place in places}
+            data_list = [info for info in data_list if str(info.get('scene_token')) in kept]
         data_list = data_list[:: self.load_interval]
         if self.sequences_split_num is not None:
             self._add_sequences(data_list)
