@@ -130,6 +130,8 @@ def prepare(args: argparse.Namespace, *files: tuple[str, str | None]) -> None:
     if args.device == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # huge pages for tensors above 2 MB, where the kernel leaves that to programs: torch reads it at its first tensor
+    os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 
 def set_up(args: argparse.Namespace, default_folder: str | None = None):

@@ -1,5 +1,6 @@
 """The command lines of train.py, test.py and their launchers, on the toy training."""
 
+import argparse
 import json
 import os
 import re
@@ -151,6 +152,18 @@ def test_wrong_input_is_one_line_and_status_2(tmp_path, arguments, message, monk
     assert result.code == 2, result.err
     errors = [line for line in result.err.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1 and message in errors[0] and 'Traceback' not in result.err
+
+
+@pytest.mark.parametrize('said, expected', [(None, '1'), ('0', '0')])
+def test_huge_pages_unless_the_user_says_otherwise(said, expected, monkeypatch):
+    monkeypatch.delenv('THP_MEM_ALLOC_ENABLE', raising=False)
+    if said is not None:
+        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', said)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.syspath_prepend(str(TOOLS))
+    prepare = runpy.run_path(str(TOOLS / '_cli.py'))['prepare']
+    prepare(argparse.Namespace(device=None, local_rank=0))
+    assert os.environ['THP_MEM_ALLOC_ENABLE'] == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
