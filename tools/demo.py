@@ -170,7 +170,11 @@ def train_and_test(
 
 
 def run_study(args) -> tuple[dict, StageRunner]:
-    """The city, then every config of ``args.configs`` (name -> path) with every seed: name -> results of each seed."""
+    """The city, then every config of ``args.configs`` (name -> path) with every seed.
+
+    Returns:
+        Name -> results file's content for each of ``args.seeds``, and the stages with their times.
+    """
     work_dir = Path(args.work_dir)
     args.seed = args.city_seed
     amp = has_fast_bfloat16() and not args.no_amp

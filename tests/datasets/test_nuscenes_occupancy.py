@@ -111,7 +111,7 @@ def test_load_interval_and_subsets(world):
 
 
 def test_a_share_of_the_scenes(tmp_path):
-    write_infos(tmp_path, write_world(tmp_path, scenes=5, frames=2))
+    write_world(tmp_path, scenes=5, frames=2)
     for share, scenes in ((0.6, '024'), (0.4, '04'), (0.01, '0'), (1, '01234')):
         data = dataset(tmp_path, scene_fraction=share)
         assert [data.get_data_info(i)['token'] for i in range(len(data))] == [
