@@ -30,6 +30,10 @@ TORCH_LIBRARY(occforge, m) {
   m.def(
       "frustum_pool_backward(Tensor grad, Tensor depth, Tensor feat, Tensor voxel, Tensor point, Tensor offset, "
       "int[] size) -> (Tensor grad_depth, Tensor grad_feat)");
+  m.def("upsample_rows(Tensor volume, Tensor rows, int scale) -> Tensor");
+  m.def(
+      "upsample_rows_backward(Tensor grad, Tensor rows, SymInt batch, SymInt depth, SymInt height, SymInt width, "
+      "int scale) -> Tensor");
 
   // Sparse convolution (voxel/sparse_conv_*)
   m.def(

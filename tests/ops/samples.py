@@ -60,6 +60,20 @@ def frustum_indices(seed, scale=1):
 
 
 @sample
+def upsample_rows(seed, scale=1):
+    draw = Draw(seed, scale)
+    size, factor = [(2, 3, 4, 5), (1, 1, 1, 1), (1, 2, 1, 3)][seed % 3], 1 + seed % 3
+    volume = draw.normal(*size, [5, 16, 1, 35][seed % 4], grad=True)
+    return volume, draw.integers(0, math.prod(size) * factor**3, draw.count), factor
+
+
+@sample
+def upsample_rows_backward(seed, scale=1):
+    volume, rows, factor = upsample_rows(seed, scale)
+    return Draw(seed).normal(len(rows), volume.shape[4], grad=True), rows, *volume.shape[:4], factor
+
+
+@sample
 def frustum_pool(seed, scale=1, channels=None):
     draw, (points, *grid) = Draw(seed, scale), frustum_indices(seed, scale)
     batch, cameras, bins, height, width = points.shape[:5]

@@ -56,12 +56,14 @@ from occforge.ops import (  # noqa: E402
     has_extension,
     observed_cells,
     render_rays,
+    upsample_rows,
     voxelize,
 )
 from occforge.ops import sparse_conv as sparse  # noqa: E402
 from occforge.ops.deform_attn import deform_attn_reference  # noqa: E402
 from occforge.ops.frustum_pool import frustum_pool_reference  # noqa: E402
 from occforge.ops.grid_raycast import cast_rays_reference  # noqa: E402
+from occforge.ops.upsample_rows import upsample_rows_reference  # noqa: E402
 from occforge.ops.voxelize import voxel_assign_reference, voxel_limit_reference, voxel_reduce_reference  # noqa: E402
 
 
@@ -254,6 +256,31 @@ def voxelize_rows():
     moved = 4 * count * 6 + len(hard().features) * 36
     yield 'hard voxelize 300 k points, mean', hard, peers, moved, count * 5
     yield 'hard voxelize 300 k points, slots', slots, {}, moved + 4 * slots().features.numel(), 0
+
+
+def upsample_benchmark():
+    """An eighth of the voxels of two 200 x 200 x 16 grids, from a volume of half the resolution, 24 channels."""
+    scale, count = 2, 160_000
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randn(2, 8, 100, 100, 24, generator=generator).to(args.device).requires_grad_()
+    rows = torch.randperm(2 * 16 * 200 * 200, generator=generator)[:count].sort().values.to(args.device)
+    upstream = torch.randn(count, 24, generator=generator).to(args.device)
+
+    def ours():
+        return upsample_rows(volume, rows, scale)
+
+    def whole():
+        return upsample_rows_reference(volume, rows, scale)
+
+    torch.testing.assert_close(ours(), whole(), rtol=1e-4, atol=1e-4)
+    moved = 4 * (volume.numel() + count * 24) + 8 * count
+    name = 'upsample 160 k of 1.28 M voxels, C 24'
+    yield f'{name} forward', ours, {'interpolate, then index': whole}, moved, count * 24 * 16
+
+    def both(run):
+        return lambda: torch.autograd.grad(run(), volume, upstream)
+
+    yield f'{name} forward+backward', both(ours), {'interpolate, then index': both(whole)}, 2 * moved, count * 24 * 32
 
 
 def confusion_rows():
@@ -531,6 +558,7 @@ def all_rows():
         'BEVFusion 6x118x32x88 C80', 118, 32, 88, 80, [-54, -54, -10], [0.3, 0.3, 20], [360, 360, 1], 60
     )
     yield from voxelize_rows()
+    yield from upsample_benchmark()
     yield from confusion_rows()
     yield from attention_rows()
     yield from ray_rows()

@@ -16,6 +16,7 @@ from .frustum_pool import FrustumIndexCache, FrustumIndices, frustum_indices, fr
 from .grid_raycast import RayHits, cast_rays, observed_cells
 from .ray_counts import ray_counts
 from .ray_samples import RaySamples, clip_rays, sample_rays
+from .upsample_rows import upsample_rows
 from .volume_render import RayRendering, render_rays, render_samples
 from .voxelize import Voxels, hard_voxelize, voxelize
 
@@ -50,5 +51,6 @@ __all__ = [
     'sample_depth',
     'sample_rays',
     'shift_for_alpha',
+    'upsample_rows',
     'voxelize',
 ]

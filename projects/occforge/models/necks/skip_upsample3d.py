@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.functional import interpolate, linear
 
+from ...ops import upsample_rows
 from ..sparse import SparseTensor
 
 
@@ -50,7 +51,7 @@ class SkipUpsample3D(BaseModule):
     def at(self, coarse, skip, rows):
         """``forward`` at some voxels: rows (V,) int64 in the flattened (B, sZ, sY, sX) -> (V, out_channels)."""
         self._check(skip)
-        x = self._upsample(coarse).permute(0, 2, 3, 4, 1).flatten(0, 3).index_select(0, rows)
+        x = upsample_rows(self._project(coarse), rows, self.scale_factor)
         if skip is None:
             return x
         if isinstance(skip, SparseTensor):
@@ -64,9 +65,12 @@ class SkipUpsample3D(BaseModule):
         if (skip is None) != (self.skip_channels == 0):
             raise ValueError('SkipUpsample3D: skip features given and skip_channels 0, or the other way round')
 
-    def _upsample(self, coarse):
+    def _project(self, coarse):
         # channels-last products before the interpolation: linear maps commute with it
-        x = linear(coarse.permute(0, 2, 3, 4, 1), self.coarse.weight, self.coarse.bias).permute(0, 4, 1, 2, 3)
+        return linear(coarse.permute(0, 2, 3, 4, 1), self.coarse.weight, self.coarse.bias)
+
+    def _upsample(self, coarse):
+        x = self._project(coarse).permute(0, 4, 1, 2, 3)
         return interpolate(x, scale_factor=self.scale_factor, mode='trilinear', align_corners=False)
 
     @staticmethod

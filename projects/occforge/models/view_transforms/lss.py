@@ -125,7 +125,7 @@ class LSSViewTransformer(BaseModule):
         return torch.addcmul(origins[:, :, None, None, None], depth, directions)
 
     def pool(self, depth, features, points) -> torch.Tensor:
-        """Sum ``depth * features`` in the voxels that the points fall into, in float32.
+        """Sum ``depth * features`` in the voxels that the points fall into, in float32 (float64 stays float64).
 
         Args:
             depth: (B, N, D, h, w) weights.
@@ -137,8 +137,9 @@ class LSSViewTransformer(BaseModule):
         """
         make_indices = frustum_indices if self.training else self.kept_indices  # augmentation moves the points
         indices = make_indices(points, self.grid_lower, self.grid_interval, self.grid_size)
+        dtype = torch.promote_types(features.dtype, torch.float32)
         with torch.autocast(depth.device.type, enabled=False):
-            volume = frustum_pool(depth.float(), features.float(), indices, self.grid_size)
+            volume = frustum_pool(depth.to(dtype), features.to(dtype), indices, self.grid_size)
         return volume.transpose(1, 2).flatten(1, 2) if self.collapse_z else volume
 
     def forward(self, x, sensor2keyego, intrins, post_rots, post_trans, bda):
