@@ -5,6 +5,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
+# processes of make test, one thread each
+WORKERS ?= 2
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -42,8 +44,8 @@ demo: setup ## synthetic city -> training -> test -> pictures (ARGS="--help" lis
 ablation: setup ## fusion against camera only and LiDAR only, two seeds each
 	$(BIN)/python tools/ablation.py $(ARGS)
 
-test: setup ## the whole test suite (CPU)
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+test: setup ## the whole test suite (CPU; WORKERS=8 with more cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: setup ## tests that take long
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

@@ -16,7 +16,6 @@ data_config = dict(
     crop_h=(0.0, 0.0),
     photometric=dict(contrast=(0.8, 1.2), brightness=(0.8, 1.2), channel_gain=(0.93, 1.07)),
 )
-camera_frames = 0
 lidar_frames = 7
 feature_stride = 8  # image pixels per pixel of the feature maps
 
