@@ -83,9 +83,10 @@ inline Reduce check_reduce_grad(const at::Tensor& grad, const at::Tensor& invers
                     ", F), found ", grad.sizes());
   TORCH_CHECK_VALUE(inverse.dim() == 1 && point.sizes() == inverse.sizes(), "inverse and point must be (P,), found ",
                     inverse.sizes(), " and ", point.sizes());
-  TORCH_CHECK_VALUE(argmax.dim() == 2 && (static_cast<Reduce>(reduce) != Reduce::kMax || argmax.sizes() == grad.sizes()),
-                    "argmax must be of the shape of grad, or (0, F) where it is not used, found ", argmax.sizes(),
-                    " and ", grad.sizes());
+  TORCH_CHECK_VALUE(
+      argmax.dim() == 2 && (static_cast<Reduce>(reduce) != Reduce::kMax || argmax.sizes() == grad.sizes()),
+      "argmax must be of the shape of grad, or (0, F) where it is not used, found ", argmax.sizes(), " and ",
+      grad.sizes());
   for (const at::Tensor& index : {inverse, point, offset, argmax}) {
     TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "indices must be int64, found ", index.scalar_type());
     TORCH_CHECK_VALUE(index.device() == grad.device(), "indices must be on the device of grad");
