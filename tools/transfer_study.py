@@ -7,6 +7,7 @@ alone), several seeds, one table.
     tools/transfer_study.py --source CKPT                         starts from a checkpoint that there is
     tools/transfer_study.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
     tools/transfer_study.py --share 0.25                            with a quarter of the target's scenes
+    tools/transfer_study.py --learning-rates 2e-3 4e-3 8e-3         each strategy with the best of these (first seed)
     tools/transfer_study.py --system bevfusion_lidar --share 0.25       (BEVFusion: of the target's key frames)
     tools/transfer_study.py --system bevfusion --only 'full fine-tuning'        against scratch
     tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
@@ -102,6 +103,13 @@ def parse_args(argv=None):
     )
     parser.add_argument('--only', nargs='+', metavar='NAME', help='these strategies, against the first (default: all)')
     parser.add_argument('--share', type=float, default=1.0, help="of the target's training data (default: %(default)g)")
+    parser.add_argument(
+        '--learning-rates',
+        type=float,
+        nargs='+',
+        metavar='LR',
+        help="try these with the first seed, train the others with the best of each strategy (default: the configs')",
+    )
     add_common_arguments(parser, DEFAULT_WORK_DIR, seeds=(0, 1, 2))
     args = parser.parse_args(argv)
     if args.work_dir == DEFAULT_WORK_DIR and args.system != 'fusion_occ':  # a ledger of its own
@@ -114,6 +122,8 @@ def parse_args(argv=None):
         configs = {name: path for number, (name, path) in enumerate(configs.items()) if not number or name in args.only}
     if not 0 < args.share <= 1:
         parser.error(f'--share is {args.share:g}, expected more than 0 and at most 1')
+    if any(rate <= 0 for rate in args.learning_rates or ()):
+        parser.error(f'--learning-rates {" ".join(f"{rate:g}" for rate in args.learning_rates)}: expected above 0')
     check_common_arguments(parser, args, *configs.values(), *([args.source] if args.source else []))
     args.configs = configs
     return args
@@ -241,34 +251,49 @@ def main(argv=None) -> int:
     make_target_city(stages, args)
     roots = [f'{loader}.dataset.data_root={args.target_root}' for loader in
              ('train_dataloader', 'val_dataloader', 'test_dataloader')]  # fmt: skip
+
+    def train_one(name, seed, rate) -> tuple[Path, str]:
+        """Results file and stages' label; ``rate``: None for the config's own."""
+        tuned, at = ([], '') if rate is None else ([f'lr={rate:g}'], f', lr {rate:g}')
+        folder = work_dir / f'{name.replace(" ", "_")}{suffix}{at.replace(", lr ", "_lr")}_seed{seed}'
+        options = ['--cfg-options', *roots, f'randomness.seed={seed}', *share, *tuned, *args.cfg_options]
+        begin = {} if name == first else dict(source=relative(source), after=after)
+        label = f'{name}{part}{at}, seed {seed}'
+        return train(stages, label, args.configs[name], folder, 'target city', options, amp, **begin), label
+
+    def score(results) -> float:
+        return metrics_in_percent(read_results(results))[system['metric']]
+
+    def best_rate(name):
+        tried = {rate: score(train_one(name, args.seeds[0], rate)[0]) for rate in args.learning_rates or ()}
+        return max(tried, key=tried.get, default=None)
+
+    first, seconds = next(iter(args.configs)), dict.fromkeys(args.configs, 0.0)
+    rates = {name: best_rate(name) for name in args.configs}
     for seed in args.seeds:
-        for number, (name, config) in enumerate(args.configs.items()):
-            folder = work_dir / f'{name.replace(" ", "_")}{suffix}_seed{seed}'
-            options = ['--cfg-options', *roots, f'randomness.seed={seed}', *share, *args.cfg_options]
-            begin = dict(source=relative(source), after=after) if number else {}
-            label = f'{name}{part}, seed {seed}'
-            results = train(stages, label, config, folder, 'target city', options, amp, **begin)
+        for name in args.configs:
+            results, label = train_one(name, seed, rates[name])
             metrics = metrics_in_percent(read_results(results))
             runs[name].append(metrics[system['metric']])
             for column, key in system['more'].items():
                 further[column][name].append(metrics[key])
-            reused[name] = share_reused(folder / 'training') if number else ''
+            seconds[name] += stages.seconds.get(f'{label}: training', 0.0)
+            reused[name] = '' if name == first else share_reused(results.parents[1] / 'training')
     rows = compare(runs)
     more = {
         column: {name: percent(mean_and_error(values)[0]) for name, values in cells.items()}
         for column, cells in further.items()
     }
-    if more:
-        more['parameters reused'] = reused
-        more['training'] = {
-            name: duration(sum(stages.seconds.get(f'{name}{part}, seed {seed}: training', 0.0) for seed in args.seeds))
-            for name in args.configs
-        }
+    more['parameters reused'] = reused
+    more['training'] = {name: duration(value) for name, value in seconds.items()}
+    if args.learning_rates:
+        more['learning rate'] = {name: f'{rate:g}' for name, rate in rates.items()}
     table = markdown(rows, quantity=system['label'], more=more)
     text = f'{len(args.seeds)} seeds, mean ± standard error, in %{part}.\n\n{table}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
     write_atomically(work_dir / f'transfer{suffix}.md', text)
     document = dict(runs=rows, metric=system['metric'], seeds=args.seeds, share=args.share, source=str(source),
+                    learning_rates=rates if args.learning_rates else None,
                     seconds=stages.seconds,
                     configs={name: str(path) for name, path in args.configs.items()})  # fmt: skip
     write_atomically(work_dir / f'transfer{suffix}.json', json.dumps(document, indent=1) + '\n')

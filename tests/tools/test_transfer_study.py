@@ -107,6 +107,17 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     before = len(called)
     assert transfer_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0 and len(called) == before
 
+    # each strategy's learning rate by the first seed; that training is not run again
+    scores.update({'from_scratch_lr0.001': 10.0, 'from_scratch_lr0.002': 22.0, 'full_fine-tuning_lr0.001': 40.0})
+    tuned = ['--only', 'full fine-tuning', *'--seeds 0 5 --work-dir work --learning-rates 1e-3 2e-3'.split()]
+    assert transfer_study.main(tuned) == 0 and len(called) == before + 2 * (4 + 2)
+    table = capsys.readouterr().out
+    assert '| from scratch | 22.5 ± 0.5 | 22.0, 23.0 |' in table and '| 0.002 |' in table
+    assert '| full fine-tuning | 40.5 ± 0.5 | 40.0, 41.0 | +18.0 ± 0.7 | yes |' in table and '| 0.001 |' in table
+    assert sum('lr=0.001' in arguments for arguments in called[before:]) == 2 * 3
+    written = json.loads(Path('work/transfer.json').read_text())
+    assert written['learning_rates'] == {'from scratch': 0.002, 'full fine-tuning': 0.001}
+
 
 @pytest.fixture(scope='module')
 def model():
