@@ -299,6 +299,7 @@ def keyframe(args):
 def main(argv=None):
     args = parse_args(argv)
     _cli.use_this_checkout()
+    _cli.limit_numpy_threads()
     from occforge.errors import cli_errors  # imports the stack: only once the arguments are right
 
     with cli_errors():

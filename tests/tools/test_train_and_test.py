@@ -154,16 +154,19 @@ def test_wrong_input_is_one_line_and_status_2(tmp_path, arguments, message, monk
     assert len(errors) == 1 and message in errors[0] and 'Traceback' not in result.err
 
 
-@pytest.mark.parametrize('said, expected', [(None, '1'), ('0', '0')])
-def test_huge_pages_unless_the_user_says_otherwise(said, expected, monkeypatch):
-    monkeypatch.delenv('THP_MEM_ALLOC_ENABLE', raising=False)
+@pytest.mark.parametrize('name, said, expected', [
+    ('THP_MEM_ALLOC_ENABLE', None, '1'), ('THP_MEM_ALLOC_ENABLE', '0', '0'),
+    ('OPENBLAS_NUM_THREADS', None, '1'), ('OPENBLAS_NUM_THREADS', '4', '4'),
+])  # fmt: skip
+def test_what_the_tools_set_unless_the_user_says_otherwise(name, said, expected, monkeypatch):
+    monkeypatch.delenv(name, raising=False)
     if said is not None:
-        monkeypatch.setenv('THP_MEM_ALLOC_ENABLE', said)
+        monkeypatch.setenv(name, said)
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.syspath_prepend(str(TOOLS))
     prepare = runpy.run_path(str(TOOLS / '_cli.py'))['prepare']
     prepare(argparse.Namespace(device=None, local_rank=0))
-    assert os.environ['THP_MEM_ALLOC_ENABLE'] == expected
+    assert os.environ[name] == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')

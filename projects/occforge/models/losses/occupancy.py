@@ -126,7 +126,7 @@ def lovasz_softmax(probability, labels, weight=None, skip: int | None = None):
         return probability.sum() * 0.0
     hot = hot[:, classes].t()
     errors = (hot - probability[:, classes].t()).abs()
-    errors, order = errors.sort(dim=1, descending=True)
+    errors, order = errors.contiguous().sort(dim=1, descending=True)  # a class's errors side by side: faster
     mass = torch.ones_like(probability[:, 0]) if weight is None else weight
     foreground = hot.gather(1, order) * mass[order]
     background = mass[order] - foreground
@@ -320,6 +320,6 @@ class OccupancyLoss(nn.Module):
                 chosen, weight = chosen[picks], None if weight is None else weight[picks]
             if len(chosen):
                 total = total + lovasz_softmax(
-                    log_probability[chosen].exp(), labels[chosen], weight, skip=self.free_index
+                    log_probability.index_select(0, chosen).exp(), labels[chosen], weight, skip=self.free_index
                 )
         return total / targets.batch_size

@@ -375,8 +375,8 @@ class FusionOCC(Base3DDetector):
         if torch.is_autocast_enabled(volumes[0].device.type):
             # once here, before the largest tensor of the network, instead of in each of its consumers
             volumes = [volume.to(torch.get_autocast_dtype(volume.device.type)) for volume in volumes]
-        volume = torch.cat(volumes, dim=1) if len(volumes) > 1 else volumes[0]
-        return volume.contiguous(memory_format=torch.channels_last_3d)
+        # joined with the channels last, as they lie in memory: several times faster than along dim 1
+        return torch.cat([volume.movedim(1, -1) for volume in volumes], dim=-1).movedim(-1, 1)
 
     def extract_lidar(self, inputs, paint=None):
         """LiDAR volume (B, C, Z, Y, X), with ``coarse_camera`` the ``SparseTensor`` of its voxels.
