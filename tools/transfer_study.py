@@ -165,7 +165,7 @@ def share_reused(folder: Path) -> str:
     if not report.is_file():
         return ''
     counts = json.loads(report.read_text())
-    return percent(counts['share_of_parameters']) + ' %' if 'share_of_parameters' in counts else ''
+    return percent(100 * counts['share_of_parameters']) + ' %' if 'share_of_parameters' in counts else ''
 
 
 def metrics_in_percent(results: dict) -> dict[str, float]:
