@@ -54,6 +54,12 @@ def test_fractions_become_percent():
     assert transfer_study.metrics_in_percent(dict(metrics=dict(mIoU=3.0))) == dict(mIoU=3.0)
 
 
+def test_the_share_reused(tmp_path):
+    assert transfer_study.share_reused(tmp_path) == ''
+    (tmp_path / 'load_report.json').write_text(json.dumps(dict(share_of_parameters=0.5)))
+    assert transfer_study.share_reused(tmp_path) == '50.0 %'
+
+
 def test_mean_error_and_verdict():
     # deviations -1, 0, 1: variance 1, standard error sqrt(1 / 3)
     assert transfer_study.mean_and_error([9, 10, 11]) == (10, pytest.approx(math.sqrt(1 / 3)))
