@@ -226,7 +226,7 @@ def _shrink_loader(loader, training: bool, root: Path) -> None:
     loader.update(
         num_workers=0, persistent_workers=False, batch_size=min(loader.get('batch_size', 1), 2 if training else 1)
     )
-    if 'labelled' in loader.get('batch_sampler', {}):
+    if 'labelled' in (loader.get('batch_sampler') or {}):
         loader['batch_sampler']['labelled'] = 1  # of the two samples
     split = 'train' if training else 'val'
     for dataset in leaves(loader.dataset):
