@@ -228,6 +228,10 @@ def _shrink_loader(loader, training: bool, root: Path) -> None:
     )
     if 'labelled' in (loader.get('batch_sampler') or {}):
         loader['batch_sampler']['labelled'] = 1  # of the two samples
+    if (loader.get('batch_sampler') or {}).get('epoch_factor', 1) > 1:
+        loader['batch_sampler']['epoch_factor'] = 1
+    if loader.dataset['type'] == 'OccCBGSDataset':  # which makes many of few
+        loader['num_batch_per_epoch'] = 2
     split = 'train' if training else 'val'
     for dataset in leaves(loader.dataset):
         if 'ScanNet' in dataset['type']:

@@ -52,7 +52,6 @@ def test_config(path, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- shrunk copies
-@pytest.mark.slow  # some 7 seconds each
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
 def test_a_training_step_and_a_test(path, worlds, tmp_path):
     torch.manual_seed(0)
