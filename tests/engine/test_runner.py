@@ -203,7 +203,7 @@ def test_the_console_shows_the_training_and_the_log_file_the_config_too(straight
     (log,) = straight.glob('*/*.log')
     written = log.read_text()
     assert str(log) in shown
-    assert 'System environment' in written and "type='ToyModel'" in written and 'train_dataloader = dict(' in written
+    assert 'System environment' in written and "type='ToyModel'" in written and 'train_dataloader=dict(' in written
     assert 'Initialization information' not in written
 
 
