@@ -192,7 +192,7 @@ def _read(path: Path, import_custom_modules: bool) -> Config:
     except Exception as error:  # whatever a config's own Python raises is an error of the config
         cause = f' ({_first_line(error.__cause__)})' if error.__cause__ is not None else ''
         raise ConfigError(f'{path}: {type(error).__name__}: {_first_line(error)}{cause}') from error
-    # Formatting by yapf takes seconds, each of the five times that a run wants the text; Config.fromfile drops the field.
+    # yapf would take seconds each of the five times that a run wants the text. Config.fromfile drops this argument.
     object.__setattr__(cfg, '_format_python_code', False)
     return cfg
 
