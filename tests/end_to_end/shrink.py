@@ -228,10 +228,7 @@ def _shrink_loader(loader, training: bool, root: Path) -> None:
     )
     if 'labelled' in (loader.get('batch_sampler') or {}):
         loader['batch_sampler']['labelled'] = 1  # of the two samples
-    if (loader.get('batch_sampler') or {}).get('epoch_factor', 1) > 1:
-        loader['batch_sampler']['epoch_factor'] = 1
-    if loader.dataset['type'] == 'OccCBGSDataset':  # which makes many of few
-        loader['num_batch_per_epoch'] = 2
+    shorten_pass(loader, 2)
     split = 'train' if training else 'val'
     for dataset in leaves(loader.dataset):
         if 'ScanNet' in dataset['type']:
@@ -251,6 +248,14 @@ def _shrink_loader(loader, training: bool, root: Path) -> None:
                     step['db_sampler'].update(data_root=str(root), info_path=f'{root}/nuscenes_dbinfos_train.pkl')
             if dataset.get('label_fraction', 1.0) < 1:
                 dataset['label_fraction'] = 0.34  # one of three frames
+
+
+def shorten_pass(loader, batches: int) -> None:
+    """Class-balanced sampling makes a long pass of few samples: at most so many batches, or each sample once."""
+    if (loader.get('batch_sampler') or {}).get('epoch_factor', 1) > 1:
+        loader['batch_sampler']['epoch_factor'] = 1
+    if loader['dataset']['type'] == 'OccCBGSDataset':
+        loader['num_batch_per_epoch'] = batches
 
 
 def leaves(dataset):

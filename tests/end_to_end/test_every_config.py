@@ -12,7 +12,7 @@ from mmdet3d.registry import METRICS, MODELS, TRANSFORMS
 from mmengine.registry import DefaultScope
 from occforge.datasets.random_samples import use_random_samples
 from occforge.engine import load_config
-from shrink import LOADERS, leaves, run, shrink
+from shrink import LOADERS, leaves, run, shorten_pass, shrink
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(
@@ -64,8 +64,34 @@ def test_a_training_step_and_a_test(path, worlds, tmp_path):
     assert (tmp_path / 'metrics.csv').is_file() and (not metrics or (tmp_path / 'results.json').is_file())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # a CPU without bfloat16 takes a second or two a step
+@pytest.mark.parametrize(
+    'path',
+    [
+        'fusion_occ/fusion_occ.py',
+        'fbocc/fbocc_synthetic.py',
+        'uniocc/uniocc_synthetic.py',
+        'bevfusion/bevfusion_synthetic.py',
+        'ESAM/ESAM_sv_bifusion_rooms.py',
+    ],
+)
+def test_200_steps_of_mixed_precision(path, worlds, tmp_path):
+    """In bfloat16, the finite-loss guard watching."""
+    torch.manual_seed(0)
+    cfg = load_config(ROOT / 'configs' / path)
+    shrink(cfg, worlds['rooms' if path.startswith('ESAM') else 'city'])
+    cfg.train_cfg = dict(by_epoch=False, max_iters=200, val_begin=1000)
+    cfg.param_scheduler = []
+    cfg.optim_wrapper.type = 'OccAmpOptimWrapper'
+    assert cfg.default_hooks.finite_loss.action == 'stop'
+    metrics = run(cfg, tmp_path)
+    assert any(math.isfinite(value) for value in metrics.values())
+
+
 # ------------------------------------------------------------------------------------------------------- official size
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     'path',
     [
@@ -84,6 +110,7 @@ def test_a_step_at_official_size(path, tmp_path):
     cfg.train_cfg.update(max_epochs=1, val_begin=1000)
     for name in LOADERS:
         cfg[name].update(batch_size=1, num_workers=0, persistent_workers=False)
+        shorten_pass(cfg[name], 1)
     if 'bevfusion' in path:  # no nuScenes tables
         metric = dict(type='BEVBoxMetric', data_root=str(tmp_path / 'data'), ann_file='nuscenes_infos_val.pkl')
         cfg.val_evaluator = cfg.test_evaluator = [metric]
