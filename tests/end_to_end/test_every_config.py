@@ -1,6 +1,7 @@
 """Every config parses, survives being written and read again, builds, and takes a training step and a test.
 
-The steps are those of a shrunk copy (``shrink.py``); with ``make test-slow`` also of some at their official size.
+The steps are those of a shrunk copy (``shrink.py``); ``make test-slow`` also takes 200 in mixed precision and some at
+official size.
 """
 
 import math
@@ -91,7 +92,6 @@ def test_200_steps_of_mixed_precision(path, worlds, tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- official size
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     'path',
     [

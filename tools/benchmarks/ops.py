@@ -170,15 +170,16 @@ def pool_rows(name, bins, height, width, channels, lower, interval, size, farthe
     point, order = indices.point[:kept].sort()
     unsorted = torch.stack([cell[order], pixel[order]]).long()
 
+    def rows():
+        return feat.detach().permute(0, 1, 3, 4, 2).reshape(-1, channels)
+
     def csr():
-        rows = feat.detach().permute(0, 1, 3, 4, 2).reshape(-1, channels)
         weights = depth.detach().flatten()[indices.point[:kept]]
-        return torch.sparse_csr_tensor(indices.offset, pixel, weights, shape, check_invariants=False) @ rows
+        return torch.sparse_csr_tensor(indices.offset, pixel, weights, shape, check_invariants=False) @ rows()
 
     def csr_with_sorting():
-        rows = feat.detach().permute(0, 1, 3, 4, 2).reshape(-1, channels)
         weights = depth.detach().flatten()[point]
-        return torch.sparse_coo_tensor(unsorted, weights, shape, check_invariants=False).to_sparse_csr() @ rows
+        return torch.sparse_coo_tensor(unsorted, weights, shape, check_invariants=False).to_sparse_csr() @ rows()
 
     def both(forward):
         return lambda: torch.autograd.grad(forward(), (depth, feat), upstream)
