@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from occforge.fileio import atomic_write
 
@@ -155,10 +156,11 @@ def observations(world: World, moment, job: Job, points) -> list:
     near = np.linalg.norm(boxes[:, :2] - moment.ego[:2, 3], axis=1) < REACH
     chosen = np.flatnonzero(world.boxed & near)
     share = visibility(world, moment, job, chosen)
+    around = cKDTree(at[:, :2]).query_ball_point(boxes[chosen, :2], np.hypot(*boxes[chosen, 3:5].T) / 2 + 1e-6)
     out = []
-    for agent, visible in zip(chosen, share):
+    for agent, visible, nearby in zip(chosen, share, around):
         x, y, z, length, width, height, yaw = boxes[agent]
-        d = at - (x, y, z)
+        d = at[nearby] - (x, y, z)
         c, s = np.cos(yaw), np.sin(yaw)
         inside = (
             (np.abs(c * d[:, 0] + s * d[:, 1]) <= length / 2)

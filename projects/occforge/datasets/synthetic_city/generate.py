@@ -229,7 +229,10 @@ def _plan(root, asked, rig, image_size):
 
 
 def _run(jobs, shifts, workers, bar) -> list:
-    """Sweeps of each scene, then its frames, then its records; returns the records of all scenes."""
+    """Sweeps of each scene, then its frames, then its records; returns the records of all scenes.
+
+    A worker keeps to the scene whose world it has built; once all scenes are begun, it helps with another's frames.
+    """
     if workers <= 1:
         out = []
         for job, shift in zip(jobs, shifts):
@@ -241,41 +244,55 @@ def _run(jobs, shifts, workers, bar) -> list:
             out.append(scene_records(job, shift))
         return out
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context(method), initializer=end_with_parent, initargs=(os.getpid(),)
-    )
-    waiting, out = {}, [None] * len(jobs)
-    left = [job.keyframes for job in jobs]
-    queue = list(range(len(jobs)))
+    pools = [
+        concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context(method), initializer=end_with_parent, initargs=(os.getpid(),)
+        )
+        for _ in range(workers)
+    ]
+    ready = [[(write_sweeps, job)] for job in jobs]  # steps that can be taken now, by scene
+    left, out = [job.keyframes for job in jobs], [None] * len(jobs)
+    waiting, idle = {}, list(range(workers))
+    new = iter(range(len(jobs)))
+    scene = [next(new, 0) for _ in range(workers)]  # of each worker
+
+    def next_scene(worker):
+        if ready[scene[worker]]:
+            return scene[worker]
+        return next(new, max(range(len(jobs)), key=lambda number: len(ready[number])))
+
     try:
-        for number in queue[:workers]:
-            waiting[pool.submit(write_sweeps, jobs[number])] = ('sweeps', number)
-        del queue[:workers]
-        while waiting:
+        while None in out:
+            for worker in tuple(idle):
+                number = scene[worker] = next_scene(worker)
+                if ready[number]:
+                    work, *arguments = ready[number].pop(0)
+                    waiting[pools[worker].submit(work, *arguments)] = worker, number, work
+                    idle.remove(worker)
             done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
-                step, number = waiting.pop(future)
+                worker, number, work = waiting.pop(future)
+                idle.append(worker)
                 result = future.result()
-                if step == 'records':
-                    out[number] = result
-                elif step == 'frame':
+                if work is write_sweeps:
+                    bar.update(2)
+                    ready[number] = [(write_frame, jobs[number], frame) for frame in range(jobs[number].keyframes)]
+                elif work is write_frame:
                     bar.update(1)
                     left[number] -= 1
                     if left[number] == 0:
-                        waiting[pool.submit(scene_records, jobs[number], shifts[number])] = ('records', number)
+                        ready[number] = [(scene_records, jobs[number], shifts[number])]
                 else:
-                    bar.update(2)
-                    for frame in range(jobs[number].keyframes):
-                        waiting[pool.submit(write_frame, jobs[number], frame)] = ('frame', number)
-                    if queue:
-                        number = queue.pop(0)
-                        waiting[pool.submit(write_sweeps, jobs[number])] = ('sweeps', number)
+                    out[number] = result
     except BrokenProcessPool:
         raise RuntimeError(
             'a worker of the synthetic city died (killed, or out of memory); run the same command again to go on'
         ) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(wait=True)
     return out
 
 

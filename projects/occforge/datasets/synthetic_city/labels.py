@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from occforge.datasets.occ3d import FREE, GRID_SIZE, LIDARSEG_TO_OCC, POINT_CLOUD_RANGE, VOXEL_SIZE
 from occforge.ops import observed_cells
-from occforge.ops.scene_cast import BOX, CONE
+from occforge.ops.scene_cast import BOX, CONE, ELLIPSOID
 
 from .cameras import camera_pose, pixel_rays
 from .lidar import lidar_pose
@@ -36,6 +36,7 @@ SHEET = 0.03  # half thickness of the ground, metres
 FILLED = 0.1  # share of a voxel from which on an object owns it
 SEEN_BEFORE = 3.5  # seconds before a key frame whose sweeps make its labels
 HIT_CELL = 0.05  # metres; hits closer together than this are kept once
+CHUNK = 2048  # voxels judged at a time
 MASK_RAYS = (240, 135)  # camera rays for the camera mask, across and down, through the centres of equal blocks
 WEIGHT = np.ones(18)  # of a class's samples against those of other objects
 WEIGHT[[2, 6, 7, 8]] = 2.0  # bicycle, motorcycle, pedestrian, traffic cone
@@ -118,11 +119,10 @@ def semantics(world: World, moment: Moment, seen: Seen, refine: int = 1) -> np.n
     lower = np.array(POINT_CLOUD_RANGE[:3])
     margin = 0.5 * pitch + 0.02
     seen_ground, seen_objects = (
-        np.kron(grid, np.ones((refine, refine, refine), bool)).ravel() if refine > 1 else grid.ravel()
-        for grid in seen.voxels(moment)
+        np.kron(grid, np.ones((refine, refine, refine), bool)) if refine > 1 else grid for grid in seen.voxels(moment)
     )
-    ground = _among(seen_ground, *_ground_votes(world, moment, shape, voxel, lower))
-    objects = _among(seen_objects, *_object_votes(world, moment, shape, voxel, lower, per, margin))
+    ground = _ground_votes(world, moment, seen_ground, voxel, lower)
+    objects = _object_votes(world, moment, seen_objects, voxel, lower, per, margin)
     label = np.full(int(np.prod(shape)), FREE, np.uint8)
     for votes, least in ((objects, 0.0), (ground, 0.0), (objects, FILLED * per**3)):
         cell, cls, count = votes
@@ -131,15 +131,8 @@ def semantics(world: World, moment: Moment, seen: Seen, refine: int = 1) -> np.n
     return label.reshape(shape)
 
 
-def _among(seen, cell, *values):
-    """The votes of seen voxels."""
-    keep = seen[cell]
-    return cell[keep], *(value[keep] for value in values)
-
-
-def _winners(flat, cells_classes, weight=None):
-    """Most voted class of every cell: flat = cell * 18 + class -> cells, classes, number of votes."""
-    key, count = np.unique(flat, return_counts=True) if cells_classes is None else cells_classes
+def _winners(key, count, weight=None):
+    """Most voted class of every cell: votes by key = cell * 18 + class -> cells, classes, (weighted) votes."""
     cell, cls = key // 18, key % 18
     rank = count * (1.0 if weight is None else weight[cls])
     order = np.lexsort((cls, rank, cell))
@@ -148,86 +141,104 @@ def _winners(flat, cells_classes, weight=None):
     return cell[last], cls[last].astype(np.uint8), rank[last]
 
 
-def _ground_votes(world, moment, shape, voxel, lower):
+def _ground_votes(world, moment, seen, voxel, lower):
+    """Cells, classes and numbers of samples of the ground in the ``seen`` (X, Y, Z) voxels."""
+    shape, layout, ego = seen.shape, world.layout, moment.ego
     pitch = min(0.1, voxel)
-    nx, ny = (round(n * voxel / pitch) for n in shape[:2])
-    x = lower[0] + pitch * (np.arange(nx) + 0.5)
-    y = lower[1] + pitch * (np.arange(ny) + 0.5)
-    px, py = (g.ravel() for g in np.meshgrid(x, y, indexing='ij'))
-    ego, layout = moment.ego, world.layout
-    z = np.zeros(len(px))
+    per = max(round(voxel / pitch), 1)
+    nx, ny = shape[0] * per, shape[1] * per
+    wanted = np.kron(seen.any(2), np.ones((per, per), bool))
+    # kerbs are closed with the samples on all four sides
+    known = np.flatnonzero(wanted | np.any([np.roll(wanted, shift, axis) for axis in (0, 1) for shift in (1, -1)], 0))
+    px, py = lower[0] + pitch * (known // ny + 0.5), lower[1] + pitch * (known % ny + 0.5)
+    z = np.zeros(len(known))
     for _ in range(2):  # the sheet's height above the ego's tilted floor
         xy = np.stack([ego[k, 0] * px + ego[k, 1] * py + ego[k, 2] * z + ego[k, 3] for k in range(2)], 1)
         surface = layout.height_at(xy)
         z += (surface - (ego[2, 0] * px + ego[2, 1] * py + ego[2, 2] * z + ego[2, 3])) / ego[2, 2]
-    inside = ((xy >= layout.lower) & (xy < layout.lower + layout.extent)).all(1)
-    labels = LIDARSEG_TO_OCC[layout.label_at(xy)].astype(np.int64)
-    z = z.reshape(nx, ny)
-    low, high = z.copy(), z.copy()  # the sheet between neighbouring samples: kerbs are closed
+    sheet = np.zeros((nx, ny))
+    sheet.ravel()[known] = z
+    low, high = sheet.copy(), sheet.copy()  # the sheet between neighbouring samples
     for axis in range(2):
         for shift in (1, -1):
-            near = np.roll(z, shift, axis)
-            low, high = np.minimum(low, (near + z) / 2), np.maximum(high, (near + z) / 2)
-    bottom = np.floor((low.ravel() - SHEET - lower[2]) / voxel).astype(np.int64)
-    top = np.floor((high.ravel() + SHEET - lower[2]) / voxel).astype(np.int64)
-    per = max(round(voxel / pitch), 1)
-    column = (np.arange(nx) // per)[:, None] * shape[1] + (np.arange(ny) // per)[None]
-    column = column.ravel()
-    flat = []
-    for level in range(int((top - bottom).max()) + 1):
+            near = np.roll(sheet, shift, axis)
+            low, high = np.minimum(low, (near + sheet) / 2), np.maximum(high, (near + sheet) / 2)
+    inside = ((xy >= layout.lower) & (xy < layout.lower + layout.extent)).all(1) & wanted.ravel()[known]
+    known = known[inside]
+    labels = LIDARSEG_TO_OCC[layout.label_at(xy[inside])].astype(np.int64)
+    bottom = np.floor((low.ravel()[known] - SHEET - lower[2]) / voxel).astype(np.int64)
+    top = np.floor((high.ravel()[known] + SHEET - lower[2]) / voxel).astype(np.int64)
+    column = known // ny // per * shape[1] + known % ny // per
+    flat = [np.zeros(0, np.int64)]
+    for level in range(int((top - bottom).max(initial=-1)) + 1):
         k = bottom + level
-        ok = inside & (k <= top) & (k >= 0) & (k < shape[2])
-        flat.append((column[ok] * shape[2] + k[ok]) * 18 + labels[ok])
-    return _winners(np.concatenate(flat), None)
+        ok = np.flatnonzero((k <= top) & (k >= 0) & (k < shape[2]))
+        cell = column[ok] * shape[2] + k[ok]
+        keep = seen.ravel()[cell]
+        flat.append(cell[keep] * 18 + labels[ok[keep]])
+    return _winners(*np.unique(np.concatenate(flat), return_counts=True))
 
 
-def _object_votes(world, moment, shape, voxel, lower, per, margin):
-    rows = moment.rows
+def _object_votes(world, moment, seen, voxel, lower, per, margin):
+    """Cells, classes and weighted numbers of samples of the objects in the ``seen`` (X, Y, Z) voxels."""
+    shape, rows = np.array(seen.shape), moment.rows
     inverse = np.linalg.inv(moment.ego)
     centre = rows[:, 1:4] @ inverse[:3, :3].T + inverse[:3, 3]
     turn = np.einsum('ij,pkj->pik', inverse[:3, :3], rows[:, 4:13].reshape(-1, 3, 3))  # part to ego
     kind, half, top, shift = rows[:, 0].astype(int), rows[:, 13:16], rows[:, 16:18], rows[:, 18]
     low, high = part_bounds(kind, centre, turn, half, top, shift)
-    upper = lower + np.array(shape) * voxel
+    upper = lower + shape * voxel
     near = ((high + margin > lower) & (low - margin < upper)).all(1)
-    classes = LIDARSEG_TO_OCC[world.label]
-    offset = (np.arange(per) + 0.5) * (voxel / per)
-    cells, votes = [], []
-    strides = np.array([shape[1] * shape[2], shape[2], 1])
+    first = np.maximum(np.floor((low - margin - lower) / voxel), 0).astype(int)
+    last = np.minimum(np.floor((high + margin - lower) / voxel), shape - 1).astype(int)
+    parts, voxels = [], []  # which part may reach into which seen voxel
     for p in np.flatnonzero(near):
-        first = np.maximum(np.floor((low[p] - margin - lower) / voxel), 0).astype(int)
-        last = np.minimum(np.floor((high[p] + margin - lower) / voxel), np.array(shape) - 1).astype(int)
-        if (last < first).any():
-            continue
-        axes = [
-            (lower[k] + (np.arange(first[k], last[k] + 1) * voxel)[:, None] + offset - centre[p, k]).astype(np.float32)
-            for k in range(3)
-        ]
-        lattice = [a.ravel() for a in axes]
-        inside = _inside(turn[p], kind[p], half[p], top[p], shift[p], margin, *lattice)
-        if half[p].min() > SKIN:
-            inside &= ~_inside(turn[p], kind[p], half[p], top[p], shift[p], -SKIN, *lattice)
-        number = [len(a) for a in axes]
-        count = inside.reshape(number[0], per, number[1], per, number[2], per).sum((1, 3, 5))
-        i, j, k = np.nonzero(count)
-        cell = (i + first[0]) * strides[0] + (j + first[1]) * strides[1] + (k + first[2])
-        cells.append(cell * 18 + int(classes[world.owner[p]]))
-        votes.append(count[i, j, k])
-    if not cells:
+        index = np.argwhere(seen[tuple(slice(a, b + 1) for a, b in zip(first[p], last[p]))]) + first[p]
+        parts.append(np.full(len(index), p))
+        voxels.append(index)
+    if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0)
-    key, index = np.unique(np.concatenate(cells), return_inverse=True)
+    parts, voxels = np.concatenate(parts), np.concatenate(voxels)
+    offset = (np.arange(per) + 0.5) * (voxel / per)
+    thick = half.min(1) > SKIN
+    solids = [table.astype(np.float32) for table in (turn, half, top, shift)]
+    count = np.zeros(len(parts), np.int64)
+    for type_ in (BOX, CONE, ELLIPSOID):
+        of_type = np.flatnonzero(kind[parts] == type_)
+        for begin in range(0, len(of_type), CHUNK):
+            pairs = of_type[begin : begin + CHUNK]
+            part = parts[pairs]
+            axes = [
+                ((lower[k] + voxels[pairs, k] * voxel)[:, None] + offset - centre[part, k, None]).astype(np.float32)
+                for k in range(3)
+            ]
+            inside = _inside(type_, *(table[part] for table in solids), margin, *axes)
+            core = np.flatnonzero(thick[part])
+            part = part[core]
+            inside[core] &= ~_inside(type_, *(table[part] for table in solids), -SKIN, *(x[core] for x in axes))
+            count[pairs] = inside.sum((1, 2, 3))
+    cell = np.ravel_multi_index(tuple(voxels.T), seen.shape)
+    classes = LIDARSEG_TO_OCC[world.label][world.owner[parts]].astype(np.int64)
+    key, index = np.unique((cell * 18 + classes)[count > 0], return_inverse=True)
     # solids of an object overlap: more samples than a voxel has are no more than full
-    total = np.minimum(np.bincount(index, np.concatenate(votes)), per**3)
-    return _winners(None, (key, total), WEIGHT)
+    return _winners(key, np.minimum(np.bincount(index, count[count > 0]), per**3), WEIGHT)
 
 
-def _inside(turn, kind, half, top, shift, margin, x, y, z):
-    """Which points of the lattice x, y, z (ego axes, about the centre) are within ``margin`` of the solid."""
-    turn, half, top = turn.astype(np.float32), half.astype(np.float32), top.astype(np.float32)
-    shift, margin = np.float32(shift), np.float32(margin)
-    local = [
-        turn[0, k] * x[:, None, None] + turn[1, k] * y[None, :, None] + turn[2, k] * z[None, None, :] for k in range(3)
-    ]
+def _inside(kind, turn, half, top, shift, margin, x, y, z):
+    """Which samples of N voxels are within ``margin`` of a solid each.
+
+    Args:
+        kind: of all solids.
+        turn, half, top, shift: (N, 3, 3), (N, 3), (N, 2), (N,) float32 of the solids.
+        x, y, z: (N, S) float32 samples along the voxels' edges (ego axes, about the solid's centre).
+
+    Returns:
+        (N, S, S, S) bool.
+    """
+    x, y, z = x[:, :, None, None], y[:, None, :, None], z[:, None, None, :]
+    turn, half, top = (np.moveaxis(table, 0, -1)[..., None, None, None] for table in (turn, half, top))
+    shift, margin = shift[:, None, None, None], np.float32(margin)
+    local = [turn[0, k] * x + turn[1, k] * y + turn[2, k] * z for k in range(3)]
     a, b, c = half
     if kind == BOX:
         u = np.clip((local[2] + c) / (2 * c), 0, 1)
