@@ -5,6 +5,7 @@ Standard library only. Used by demo.py and the studies.
 
 import ctypes
 import functools
+import itertools
 import json
 import os
 import shlex
@@ -81,7 +82,7 @@ class StageRunner:
 
     A stage is done when the very same command has ended well before, on the same runs of the stages that it depends
     on, and its outputs are still there. One that was interrupted is called again and may go on where it was; one whose
-    command or input has changed starts anew.
+    command or input has changed starts anew, and what it had made before is moved aside.
 
     Args:
         work_dir: folder of the ledger.
@@ -105,7 +106,7 @@ class StageRunner:
             arguments: of the Python interpreter, as a list.
             outputs: files that must exist afterwards.
             after: names of the stages whose outputs it reads.
-            folders: that belong to this stage alone; emptied when it starts anew.
+            folders: that belong to this stage alone; when it starts anew they become <folder>_old1 and so on.
 
         Raises:
             StageError: the command failed, an output is missing, or a folder holds something that no stage made.
@@ -122,7 +123,7 @@ class StageRunner:
         print(f'\n[{name}] $ {entry["command"]}', flush=True)
         interrupted = same and not old['finished']
         if not interrupted:
-            self._empty(name, folders)
+            self._set_aside(name, folders)
         # what a stage had used before it was killed counts: the summary must not flatter
         entry.update(seconds=old['seconds'] if interrupted else 0.0, finished=False, stamp=time.time_ns())
         self.ledger[name] = entry
@@ -138,13 +139,16 @@ class StageRunner:
         print(f'[{name}] {duration(entry["seconds"])}', flush=True)
         return True
 
-    def _empty(self, name, folders) -> None:
+    def _set_aside(self, name, folders) -> None:
         for folder in map(Path, folders):
             if not folder.exists() or not any(folder.iterdir()):
                 continue
             if name not in self.ledger:
                 raise StageError(f'{folder} holds files that no earlier run made; move them, or change --work-dir')
-            shutil.rmtree(folder)
+            number = next(n for n in itertools.count(1) if not folder.with_name(f'{folder.name}_old{n}').exists())
+            kept = folder.with_name(f'{folder.name}_old{number}')
+            folder.rename(kept)
+            print(f'[{name}] not what ran before: its files are kept in {kept}', flush=True)
 
     def _call(self, arguments, entry) -> int:
         before, start = entry['seconds'], time.monotonic()

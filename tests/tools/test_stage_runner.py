@@ -53,7 +53,7 @@ def test_failure_and_missing_output_are_errors_and_are_tried_again(tmp_path):
     assert StageRunner(tmp_path).run('a', ['-c', 'pass'])
 
 
-def test_an_interrupted_stage_keeps_its_folder_a_new_one_does_not(tmp_path):
+def test_an_interrupted_stage_goes_on_in_its_folder_a_new_one_sets_it_aside(tmp_path, capsys):
     folder = tmp_path / 'training'
     code = f"""
 import sys
@@ -68,8 +68,11 @@ sys.exit(0 if again else 1)
     with pytest.raises(StageError):
         StageRunner(tmp_path).run('train', command, folders=[folder])
     assert StageRunner(tmp_path).run('train', command, folders=[folder])  # goes on: the file is still there
-    with pytest.raises(StageError):
-        StageRunner(tmp_path).run('train', [*command, 'other'], folders=[folder])  # starts anew: it was removed
+    for number, other in enumerate(('one', 'two'), 1):  # starts anew, in an empty folder
+        with pytest.raises(StageError):
+            StageRunner(tmp_path).run('train', [*command, other], folders=[folder])
+        kept = tmp_path / f'training_old{number}'
+        assert (kept / 'half').exists() and str(kept) in capsys.readouterr().out
 
 
 def test_foreign_folders_are_left_alone(tmp_path):

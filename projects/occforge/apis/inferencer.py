@@ -100,7 +100,7 @@ class Prediction:
 class Inferencer:
     """A trained model of any system. ::
 
-        inferencer = Inferencer('configs/fusion_occ/fusion_occ_synthetic.py', 'epoch_20.pth')
+        inferencer = Inferencer('configs/fusion_occ/fusion_occ_synthetic.py', 'epoch_8.pth')
         prediction = inferencer('8e3d...')[0]              # a sample token of the config's test data
         prediction.occupancy.semantics                     # (200, 200, 16) uint8
         prediction.save('out', formats=('npz', 'png', 'html'))
