@@ -15,6 +15,7 @@ model = dict(
     coarse_camera=False,
     final_kernel=3,
     img_view_transformer=dict(grid_config=fine_grid, feature_channels=16),
+    occ_encoder_backbone=dict(entry_kernel=3),
     loss_occ=dict(class_weight=[*_base_.image_class_weight[:17], 0.2], lovasz_samples=16000),
 )
 

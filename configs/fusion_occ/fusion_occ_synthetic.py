@@ -89,7 +89,9 @@ model = dict(
     volume_downsample=dict(out_channels=32, stride=2),  # 0.8 m
     coarse_camera=True,
     final_kernel=1,
-    occ_encoder_backbone=dict(type='CustomResNet3D', num_layer=[1, 2, 2], num_channels=[32, 64, 96], stride=[1, 2, 2]),
+    occ_encoder_backbone=dict(
+        type='CustomResNet3D', num_layer=[1, 2, 2], num_channels=[32, 64, 96], stride=[1, 2, 2], entry_kernel=1
+    ),
     occ_encoder_neck=dict(type='LSSFPN3D', in_channels=32 + 64 + 96, out_channels=32),
     occ_upsample=dict(type='SkipUpsample3D', out_channels=24, scale_factor=2),  # 0.4 m, the label grid
     loss_occ=dict(

@@ -92,6 +92,26 @@ def test_checkpointed_stages_compute_the_same():
         torch.testing.assert_close(first, second)
 
 
+@pytest.mark.parametrize('entry_kernel, reach', [(1, 1), (3, 2)])
+def test_entry_kernel_is_that_of_the_convolutions_that_read_the_input(entry_kernel, reach):
+    torch.manual_seed(0)
+    config = dict(type='CustomResNet3D', numC_input=3, num_layer=[1, 1], num_channels=[4, 6], stride=[1, 2])
+    encoder = MODELS.build(dict(config, entry_kernel=entry_kernel)).eval()
+    (first,), (second,) = encoder.layers
+    for block, kernel in ((first, entry_kernel), (second, 3)):
+        assert block.conv1.conv.kernel_size == block.downsample.conv.kernel_size == (kernel,) * 3
+        assert block.conv2.conv.kernel_size == (3, 3, 3)
+    x = torch.randn(1, 3, 7, 7, 7, requires_grad=True)
+    volumes = encoder(x)
+    assert [tuple(volume.shape) for volume in volumes] == [(1, 4, 7, 7, 7), (1, 6, 4, 4, 4)]
+    volumes[0][0, :, 3, 3, 3].sum().backward()
+    seen = x.grad.abs().sum((0, 1)) > 0
+    near = slice(3 - reach, 4 + reach)
+    assert seen[near, near, near].any(2).any(1).all()
+    seen[near, near, near] = False
+    assert not seen.any()
+
+
 def test_swin_returns_the_stages_it_is_asked_for():
     config = dict(type='SwinTransformer', embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4)
     image = torch.rand(1, 3, 64, 64)
