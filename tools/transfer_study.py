@@ -13,9 +13,9 @@ alone), several seeds, one table.
     tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
 
 The source is the small FusionOcc (--system bevfusion: BEVFusion; bevfusion_lidar: BEVFusion from LiDAR alone) on the
-nuScenes rig (six cameras, 32 beams), the target a vehicle with four cameras and 80 beams (for BEVFusion with eight of
-the ten classes in another order, whose rows move by name). Finished trainings are used again, whatever --seeds, --share
-and --only say the next time; a killed one goes on. The table is printed as Markdown and written to
+nuScenes rig (six cameras, 32 beams), the target a vehicle with four cameras, 80 beams and eight classes in another
+order (BEVFusion's: eight of the ten), whose rows move by name. Finished trainings are used again, whatever --seeds,
+--share and --only say the next time; a killed one goes on. The table is printed as Markdown and written to
 <work-dir>/transfer.md and transfer.json (with --share 0.25: transfer_share0.25.md and .json); the default work dir ends
 in the system's name where that is not fusion_occ.
 """

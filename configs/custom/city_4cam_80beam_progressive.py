@@ -3,7 +3,6 @@
 #   tools/train.py configs/custom/city_4cam_80beam_progressive.py --load-from CKPT
 _base_ = ['./city_4cam_80beam.py']
 
-load_from = dict(path=None, min_loaded=0.9)  # --load-from gives the file
 lr = 3e-3
 optim_wrapper = dict(optimizer=dict(lr=lr))
 custom_hooks = [

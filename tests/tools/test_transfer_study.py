@@ -16,7 +16,6 @@ from occforge.engine.param_groups import names_of_groups
 from occforge.engine.partial_load import load_partially, parse_load_from
 
 TOOLS = Path(__file__).parents[2] / 'tools'
-CONFIGS = TOOLS.parent / 'configs'
 
 
 def test_help_and_wrong_arguments():
@@ -127,7 +126,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope='module')
 def model():
-    cfg = load_config(transfer_study.CONFIGS['from scratch'])
+    cfg = load_config(transfer_study.SOURCE)
     init_default_scope('mmdet3d')
     return MODELS.build(cfg.model)
 
@@ -170,7 +169,7 @@ def test_the_stages_name_modules_of_fusion_occ(model):
 
 def test_eight_classes_take_the_rows_of_seventeen(model, tmp_path):
     """The guide's second story: a vehicle with other classes starts from the whole of another's checkpoint."""
-    cfg = load_config(CONFIGS / 'custom/city_4cam_80beam_8classes.py')
+    cfg = load_config(transfer_study.CONFIGS['full fine-tuning'])
     init_default_scope('mmdet3d')
     own = MODELS.build(cfg.model)
     assert own.loss_occ.free_index == 8 and own.loss_occ.num_classes == 9
