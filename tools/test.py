@@ -4,6 +4,7 @@
 tools/test.py CONFIG CKPT --work-dir D
 tools/test.py CONFIG CKPT --out results.json       metrics as JSON (default: results.json in the work dir)
 tools/test.py CONFIG CKPT --out predictions/       predictions, one <token>.npz a sample (Occ3D's submission form)
+tools/test.py CONFIG CKPT CKPT2 CKPT3               occupancy: what they say of each voxel, averaged
 tools/test.py CONFIG CKPT --show-dir pictures      one PNG a sample (models that render: what their cameras see, too)
 tools/dist_test.sh CONFIG CKPT 2
 """
@@ -14,7 +15,7 @@ import _cli
 def parse_args(arguments=None):
     parser = _cli.Parser(__doc__)
     parser.add_argument('config', help='config file (.py, .yaml)')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', nargs='+', help='checkpoint file; several: an ensemble')
     _cli.add_common(parser)
     parser.add_argument('--out', metavar='FILE|DIR', help='metrics (a name ending in .json) or predictions (a folder)')
     parser.add_argument('--show-dir', '--show_dir', dest='show_dir', metavar='DIR', help='pictures go here')
@@ -27,7 +28,7 @@ def parse_args(arguments=None):
         help='least share of the parameters that CKPT must give (default: 1, all of them)',
     )
     args = _cli.parse(parser, arguments)
-    _cli.prepare(args, ('config', args.config), ('checkpoint', args.checkpoint))
+    _cli.prepare(args, ('config', args.config), *(('checkpoint', name) for name in args.checkpoint))
     return args
 
 
@@ -41,7 +42,11 @@ def main() -> None:
         for field in ('test_dataloader', 'test_cfg', 'test_evaluator'):
             if cfg.get(field) is None:
                 raise ConfigError(f'{args.config}: {field} is missing, so there is nothing to test')
-        cfg.load_from = dict(path=args.checkpoint, min_loaded=args.min_loaded)
+        cfg.load_from = dict(path=args.checkpoint[0], min_loaded=args.min_loaded)
+        if len(args.checkpoint) > 1:
+            cfg.model = dict(type='OccupancyEnsemble', members=[cfg.model] * len(args.checkpoint))
+            sources = [dict(path=path, to=f'members.{number}') for number, path in enumerate(args.checkpoint)]
+            cfg.load_from = dict(sources=sources, min_loaded=args.min_loaded)
         cfg.resume = False
         cfg.resume_from = None
         hooks = list(cfg.get('custom_hooks') or [])

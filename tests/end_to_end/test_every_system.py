@@ -1,5 +1,8 @@
 """The inferencer and browse_dataset.py with each system, on shrunk configs."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,14 +10,17 @@ import browse_dataset
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import DATASETS
+from mmdet3d.registry import DATASETS, MODELS
 from mmengine.registry import init_default_scope
 from occforge.apis import Inferencer
+from occforge.datasets.occ3d import CLASS_NAMES
 from occforge.engine import load_config
+from occforge.engine.checkpoint import write_checkpoint
 from occforge.visualization import read_image
 from shrink import shrink
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+TOOLS = CONFIGS.parent / 'tools'
 SYSTEMS = {
     'fusion_occ/fusion_occ.py': ['occupancy'],
     'fbocc/fbocc_synthetic.py': ['occupancy'],
@@ -48,6 +54,33 @@ def test_inferencer(path, worlds, tmp_path):
         for task in SYSTEMS[path]:
             for name, values in first.results[task].arrays().items():
                 np.testing.assert_array_equal(values, again.results[task].arrays()[name])
+
+
+@pytest.mark.parametrize('path', ['fusion_occ/fusion_occ_synthetic.py', 'fbocc/fbocc_synthetic.py'])
+def test_two_checkpoints_are_tested_as_their_mean(path, worlds, tmp_path):
+    """Of two models the second is sure of one class everywhere: so is the mean, whatever the first one says."""
+    cfg = load_config(CONFIGS / path)
+    shrink(cfg, worlds['city'])
+    cfg.dump(tmp_path / 'config.py')
+    init_default_scope('mmdet3d')
+    model, sure = MODELS.build(cfg.model), 3
+    files = [tmp_path / 'usual.pth', tmp_path / 'sure.pth']
+    write_checkpoint(dict(state_dict=model.state_dict()), files[0])
+    last = model.predicter[-1] if hasattr(model, 'predicter') else model.occupancy_head.occ_pred_conv[-1]
+    row = sure + len(last.bias) - len(CLASS_NAMES)  # FB-OCC has "void" in front
+    with torch.no_grad():
+        last.bias[row] += 100.0
+    write_checkpoint(dict(state_dict=model.state_dict()), files[1])
+    command = [sys.executable, TOOLS / 'test.py', tmp_path / 'config.py', *files, '--work-dir', tmp_path / 'work']
+    done = subprocess.run([*command, '--out', tmp_path / 'found'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / 'work/load_report_test.json').read_text())
+    assert report['share_of_parameters'] == 1 and [Path(each['path']).name for each in report['files']] == [
+        'usual.pth',
+        'sure.pth',
+    ]
+    found = sorted((tmp_path / 'found').glob('*.npz'))
+    assert found and all((np.load(each)['arr_0'] == sure).all() for each in found)
 
 
 @pytest.mark.parametrize('path', SYSTEMS)

@@ -161,7 +161,7 @@ _GRID = dict(x=[-40, 40, 4.0], y=[-40, 40, 4.0], z=[-1, 5.4, 1.6], depth=[1.0, 4
 
 def _assert_same_classes(model, density, semantic, expected, margin=1e-3):
     """Classes are equal but where the reference's own rounding could have decided otherwise."""
-    found = model.semantics(density.detach(), semantic.detach())
+    found = model.semantics_of(density.detach(), semantic.detach())
     best = semantic.detach().topk(2, dim=-1).values
     unsure = (best[..., 0] - best[..., 1]) < margin
     if model.decode == 'argmax':
@@ -210,7 +210,7 @@ def check_detector(npz):
         model.decode = 'threshold'
         _assert_same_classes(model, density, semantic, tensor(npz, 'occ'))
         found = torch.stack([sample.pred_occ.semantics for sample in model(inputs, samples, mode='predict')])
-        assert torch.equal(found, model.semantics(density, semantic))
+        assert torch.equal(found, model.semantics_of(density, semantic))
         losses = model(inputs, samples, mode='loss')
         stored = {name.removeprefix('loss/') for name in npz.files if name.startswith('loss/')}
         assert set(losses) == stored

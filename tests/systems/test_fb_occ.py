@@ -1,5 +1,6 @@
 """FB-OCC: built from its configs, trained for a step, and its memory of sequences."""
 
+import copy
 import json
 import logging
 import math
@@ -18,8 +19,8 @@ from occforge.engine.checkpoint import load_weights, write_checkpoint
 from occforge.engine.config import load_config
 from occforge.engine.temporal import load_temporal, temporal_content, temporal_path
 from occforge.errors import ConfigError, DataError
+from occforge.models.averaging import flip_inputs
 from occforge.systems.fbocc import HistoryHook, OccupancyStream
-from occforge.systems.fbocc.fb_occ import flip_inputs
 from occforge.systems.fbocc.history import warp, warp_grid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -449,6 +450,20 @@ def test_hook_switches_the_memory_on_and_wants_sequences():
     for runner.iter, expected in ((5, False), (6, True)):
         published.before_train_iter(runner, 0)
         assert model.do_history == expected
+
+
+def test_an_ensemble_keeps_the_memories_of_its_members_apart():
+    model = MODELS.build(dict(type='OccupancyEnsemble', members=[tiny_config(), tiny_config(tta=('flip_dx',))])).eval()
+    alone = [copy.deepcopy(member) for member in model.members]
+    for n in range(3):
+        batch = batch_of(model, tiny_frame(0, n))
+        with torch.no_grad():
+            expected = sum(member.predict_probability(batch['inputs'], batch['data_samples']) for member in alone) / 2
+            found = model(**batch, mode='predict')
+        assert torch.equal(found[0].pred_occ.semantics, expected.argmax(1)[0].to(torch.uint8))
+    assert [set(member.memories) for member in model.members] == [{'eval'}, {'eval', 'eval+flip_dx'}]
+    HistoryHook().after_test(_Runner(model))
+    assert not any(member.memories for member in model.members)
 
 
 def test_memory_survives_a_restart(tmp_path):

@@ -16,6 +16,7 @@ from mmengine.registry import TRANSFORMS
 from mmengine.structures import BaseDataElement
 from occforge.engine.config import load_config
 from occforge.errors import ConfigError
+from occforge.models.averaging import flip_inputs
 from occforge.systems.fusionocc import ImagePretrainHook
 from torch.utils.data import DataLoader, Subset
 
@@ -189,6 +190,45 @@ def test_every_modality_trains_and_predicts(modality):
     for row, sample in zip(logits, samples):
         assert sample.pred_occ.semantics.dtype == torch.uint8
         assert torch.equal(sample.pred_occ.semantics.long(), row.argmax(-1))
+
+
+@pytest.mark.parametrize('modality', MODALITIES)
+def test_the_mean_over_flips_does_not_know_which_was_the_original(modality):
+    flips = ('flip_dx', 'flip_dy') if modality == 'lidar' else ('img_flip', 'flip_dx')
+    model = tiny_model(modality, tta=flips).eval()
+    inputs, samples = tiny_batch(drop=(*ABSENT[modality], 'segs'))
+    with torch.no_grad():
+        (mean,) = model.predict_scores(inputs, samples)
+        (plain,) = model.voxel_scores(inputs, samples)
+        found = model.predict(inputs, samples)
+        for name, axes in (('img_flip', []), ('flip_dx', [1]), ('flip_dy', [2])):
+            if name in flips:
+                (other,) = model.predict_scores(flip_inputs(inputs, (name,)), samples)
+                torch.testing.assert_close(other.flip(axes) if axes else other, mean, rtol=1e-4, atol=1e-5)
+    assert mean.shape == (2, *GRID, 18) and (mean - plain).abs().max() > 1e-3
+    torch.testing.assert_close(mean.sum(-1), torch.ones(2, *GRID))
+    assert torch.equal(torch.stack([sample.pred_occ.semantics for sample in found]).long(), mean.argmax(-1))
+
+
+def test_without_flips_the_scores_are_those_of_the_logits():
+    model = tiny_model(temperature=2.0).eval()
+    inputs, samples = tiny_batch(drop=('segs',))
+    with torch.no_grad():
+        logits = model(inputs, samples, mode='tensor')
+        torch.testing.assert_close(model.predict_scores(inputs, samples)[0], logits.softmax(-1))
+
+
+def test_an_ensemble_averages_the_probabilities():
+    configs = [dict(tiny_config(), data_preprocessor=dict(type='OccDataPreprocessor'))] * 2
+    model = MODELS.build(dict(type='OccupancyEnsemble', members=configs)).eval()
+    one, two = model.members
+    inputs, samples = tiny_batch(drop=('segs',))
+    with torch.no_grad():
+        found = model(inputs, samples, mode='predict')
+        mean = sum(member(inputs, samples, mode='tensor').softmax(-1) for member in (one, two)) / 2
+    assert not torch.equal(one.predicter[2].weight, two.predicter[2].weight)
+    assert torch.equal(torch.stack([sample.pred_occ.semantics for sample in found]).long(), mean.argmax(-1))
+    assert model.class_axes['members.1.predicter.2'] == 0
 
 
 def test_camera_only_prediction_does_not_see_the_lidar():

@@ -13,6 +13,7 @@ from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import BaseDataElement
 from occforge.datasets.rays import ray_rows
 from occforge.errors import ConfigError
+from occforge.models.averaging import flip_inputs
 from occforge.models.backbones import stereo_feature
 from occforge.systems.uniocc import MeanTeacherHook
 
@@ -255,6 +256,27 @@ def test_prediction_decodes_batches_of_any_size_and_needs_no_rays():
             assert torch.equal(torch.stack(found) != 17, occupied), decode
         single = {key: value[1:] for key, value in inputs.items()}
         torch.testing.assert_close(model(single, mode='tensor')[0], density[1:])
+
+
+@pytest.mark.parametrize('name', ['RenderOcc', 'BEVStereo4DOCC'])
+def test_the_mean_over_flips_does_not_know_which_was_the_original(name):
+    inputs, samples = tiny_batch()
+    del inputs['rays'], inputs['sparse_depth']
+    config = tiny_config(tta=('img_flip', 'flip_dx', 'flip_dy'))
+    if name == 'BEVStereo4DOCC':
+        config = {
+            key: value for key, value in config.items() if key not in ('nerf_head', 'use_3d_loss', 'initial_opacity')
+        }
+    model = MODELS.build(dict(config, type=name)).eval()
+    with torch.no_grad():
+        mean = model.predict_scores(inputs, samples)
+        plain = model.voxel_scores(inputs, samples)
+        found = model(inputs, samples, mode='predict')
+        for flip, axes in (('img_flip', []), ('flip_dx', [1]), ('flip_dy', [2])):
+            for one, other in zip(mean, model.predict_scores(flip_inputs(inputs, (flip,)), samples)):
+                torch.testing.assert_close(other.flip(axes) if axes else other, one, rtol=1e-4, atol=1e-6)
+    assert len(model.variants) == 8 and any((a - b).abs().max() > 1e-4 for a, b in zip(mean, plain))
+    assert torch.equal(torch.stack([sample.pred_occ.semantics for sample in found]), model.semantics_of(*mean))
 
 
 def test_fine_voxels_answer_on_the_label_grid():
@@ -547,6 +569,7 @@ def test_wrong_fields_and_missing_inputs_are_named():
         model(tiny_batch(frames=2)[0], samples, mode='loss')
     for changes, message in (
         (dict(decode='best'), 'decode'),
+        (dict(tta=('flip_z',)), 'tta'),
         (dict(nerf_head=None, use_3d_loss=False, initial_opacity=None), 'nothing supervises'),
         (dict(decode='opacity', test_threshold=8.5), 'test_threshold'),
         (dict(key_ego='imu'), 'key_ego'),

@@ -1,6 +1,6 @@
 """Parts shared by the systems, and the data preprocessor."""
 
-from . import backbones, heads, losses, necks, view_transforms
+from . import averaging, backbones, heads, losses, necks, view_transforms
 from .data_preprocessor import OccDataPreprocessor
 
-__all__ = ['OccDataPreprocessor', 'backbones', 'heads', 'losses', 'necks', 'view_transforms']
+__all__ = ['OccDataPreprocessor', 'averaging', 'backbones', 'heads', 'losses', 'necks', 'view_transforms']

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, DataError
+from ...models.averaging import check_flips, flip_inputs, flip_variants
 from .history import FrameInfo, HistoryMemory, SequenceState, augmentation_matrix, warp, warp_grid
 
 
@@ -132,9 +133,6 @@ class FBOCC(Base3DDetector):
                 raise ConfigError(f'FBOCC.{name} is not supported, expected None')
         if mask not in ('mask_camera', 'mask_lidar'):
             raise ConfigError(f"FBOCC.mask is {mask!r}, expected 'mask_camera' or 'mask_lidar'")
-        unknown = set(tta) - {'img_flip', 'flip_dx', 'flip_dy'}
-        if unknown:
-            raise ConfigError(f"FBOCC.tta has {sorted(unknown)}, expected of 'img_flip', 'flip_dx' and 'flip_dy'")
         self.img_backbone = None if img_backbone is None else MODELS.build(img_backbone)
         self.img_neck = None if img_neck is None else MODELS.build(img_neck)
         self.depth_net = MODELS.build(depth_net)
@@ -146,7 +144,7 @@ class FBOCC(Base3DDetector):
         self.render_head = None if render_head is None else MODELS.build(render_head)
         self.use_depth_supervision = use_depth_supervision
         self.readd, self.use_mask, self.mask, self.key_ego, self.amp_3d = readd, use_mask, mask, key_ego, amp_3d
-        self.tta = tuple(tta)
+        self.tta = check_flips(tta, 'FBOCC.tta')
 
         self.do_history = do_history
         self.history_cat_num = history_cat_num
@@ -370,18 +368,23 @@ class FBOCC(Base3DDetector):
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
-        probability = self.predict_probability(batch_inputs_dict, batch_data_samples)
-        for semantics, sample in zip(self.occupancy_head.semantics(probability), batch_data_samples):
+        scores = self.predict_scores(batch_inputs_dict, batch_data_samples)
+        for semantics, sample in zip(self.semantics_of(*scores), batch_data_samples):
             sample.pred_occ = BaseDataElement(semantics=semantics)
         return batch_data_samples
+
+    def predict_scores(self, inputs, data_samples):
+        """``predict_probability`` as what an ``OccupancyEnsemble`` averages."""
+        return (self.predict_probability(inputs, data_samples),)
+
+    def semantics_of(self, probability):
+        """Classes (B, X, Y, Z) uint8 of probabilities (B, 18, X, Y, Z)."""
+        return self.occupancy_head.semantics(probability)
 
     @property
     def variants(self) -> list[tuple[str, ...]]:
         """The test-time variants: all combinations of the flips in ``tta``."""
-        variants = [()]
-        for name in self.tta:
-            variants += [(*variant, name) for variant in variants]
-        return variants
+        return flip_variants(self.tta)
 
     def predict_probability(self, inputs, data_samples, memories=None):
         """Probabilities (B, 18, X, Y, Z) of Occ3D's classes, averaged over the test-time variants.
@@ -409,20 +412,3 @@ class FBOCC(Base3DDetector):
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         """Logits (B, classes, Y, X, Z)."""
         return self.extract_feat(batch_inputs_dict, batch_data_samples)[0]
-
-
-def flip_inputs(inputs, flips):
-    """The batch as it were with mirrored images ('img_flip') and a mirrored ego frame ('flip_dx', 'flip_dy')."""
-    inputs = dict(inputs)
-    if 'img_flip' in flips:
-        imgs = inputs['imgs']
-        inputs['imgs'] = imgs.flip(-1)
-        mirror = torch.diag(imgs.new_tensor([-1.0, 1.0, 1.0]))
-        inputs['post_rots'] = mirror @ inputs['post_rots']
-        # pixel u goes to W - u, the convention of the training augmentation
-        inputs['post_trans'] = inputs['post_trans'] @ mirror + imgs.new_tensor([imgs.shape[-1], 0.0, 0.0])
-    signs = [-1.0 if name in flips else 1.0 for name in ('flip_dx', 'flip_dy')]
-    if -1.0 in signs:
-        bda = inputs['bda']
-        inputs['bda'] = torch.diag(bda.new_tensor([*signs, 1.0])) @ bda
-    return inputs

@@ -25,14 +25,16 @@ class HistoryHook(Hook):
         self.temporal_start_iter = temporal_start_iter
 
     @staticmethod
-    def _model(runner):
+    def _models(runner) -> list:
+        """The models that remember: the runner's own, or the members of an ensemble."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not hasattr(model, 'reset_history'):
+        models = [module for module in model.modules() if hasattr(module, 'reset_history')]
+        if not models:
             raise ConfigError(f'HistoryHook is for models that remember, the model is {type(model).__name__}')
-        return model
+        return models
 
     def before_train(self, runner) -> None:
-        model = self._model(runner)
+        model = self._models(runner)[0]
         if not model.history_cat_num:
             return
         sampler = runner.train_dataloader.batch_sampler
@@ -51,7 +53,7 @@ class HistoryHook(Hook):
         )
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        model = self._model(runner)
+        model = self._models(runner)[0]
         if model.history_cat_num:
             model.do_history = runner.iter > self._start
 
@@ -64,7 +66,7 @@ class HistoryHook(Hook):
     before_test, after_test = before_val, after_val
 
     def _forget_evaluation(self, runner) -> None:
-        model = self._model(runner)
-        for name in list(model.memories):
-            if name != 'train':
-                model.reset_history(name)
+        for model in self._models(runner):
+            for name in list(model.memories):
+                if name != 'train':
+                    model.reset_history(name)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, DataError
+from ...models.averaging import FlipAveraging, check_flips
 from ...models.losses import (
     ChunkedOccupancyLoss,
     check_extension,
@@ -44,7 +45,7 @@ def _build(config, **inferred):
 
 
 @MODELS.register_module()
-class FusionOCC(Base3DDetector):
+class FusionOCC(FlipAveraging, Base3DDetector):
     """Voxel features from cameras (lifted with LiDAR-aided depth) and LiDAR (sparse convolutions), concatenated,
     encoded in 3D and classified voxel by voxel.
 
@@ -102,6 +103,8 @@ class FusionOCC(Base3DDetector):
         temperature: logits of ``mode='tensor'`` are divided by it, for calibrated probabilities.
         render_head: ``NerfHead`` (with ``alpha_init=0.5``) that compares what rays see of the classified voxels with
             2D labels, an auxiliary of training; the pipeline needs GenerateRays. None: no rendering.
+        tta: test-time augmentation, names of 'img_flip', 'flip_dx', 'flip_dy': all combinations are averaged. Not with
+            ``query_ratio``.
         key_ego: whose ego pose is the key ego frame: ``'first_camera'``, that of the first camera's moment (published;
             labels and points are in the frame of the LiDAR's moment, some tens of milliseconds away, which is ignored),
             or ``'lidar'``, that of the LiDAR's moment (``ego2global`` of the data sample).
@@ -160,6 +163,7 @@ class FusionOCC(Base3DDetector):
         query_skip_free=False,
         temperature=1.0,
         render_head=None,
+        tta=(),
         key_ego='first_camera',
         data_preprocessor=None,
         init_cfg=None,
@@ -188,6 +192,9 @@ class FusionOCC(Base3DDetector):
         self.depth_loss_weight = fuse_loss_weight if depth_loss_weight is None else depth_loss_weight
         self.seg_loss_weight = fuse_loss_weight if seg_loss_weight is None else seg_loss_weight
         self.use_lidar, self.use_camera = use_lidar, use_camera
+        self.tta = check_flips(tta, 'FusionOCC.tta', with_images=use_camera)
+        if tta and query_ratio is not None:
+            raise ConfigError('FusionOCC.tta averages the voxels of the volume, query_ratio asks for finer ones')
         self.point_cloud_range = tuple(point_cloud_range)
         self.mask_extension, self.temperature = mask_extension, temperature
         if temperature <= 0:
@@ -639,6 +646,11 @@ class FusionOCC(Base3DDetector):
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
+        if self.tta:
+            scores = self.predict_scores(batch_inputs_dict, batch_data_samples)
+            for semantics, sample in zip(self.semantics_of(*scores), batch_data_samples):
+                sample.pred_occ = BaseDataElement(semantics=semantics)
+            return batch_data_samples
         volume, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
         for features, sample in zip(volume, batch_data_samples):
             if self.query_ratio is None or self.query_skip_free:
@@ -653,6 +665,21 @@ class FusionOCC(Base3DDetector):
                 semantics = self._predict_fine(features, cells)
             sample.pred_occ = BaseDataElement(semantics=semantics)
         return batch_data_samples
+
+    def voxel_scores(self, inputs, data_samples=None):
+        """Probabilities (B, X, Y, Z, num_classes)."""
+        if self.query_ratio is not None:
+            raise ConfigError('FusionOCC.query_ratio: fine voxels are classified, but not averaged')
+        volume, _ = self.extract_feat(inputs, data_samples)
+        planes = [
+            (self.classify(plane.permute(0, 3, 2, 1)).float() / self.temperature).softmax(-1)
+            for plane in volume.unbind(2)
+        ]
+        return (torch.stack(planes, dim=3),)
+
+    def semantics_of(self, probability):
+        """Classes (B, X, Y, Z) uint8 of probabilities (B, X, Y, Z, num_classes)."""
+        return probability.argmax(dim=-1).to(torch.uint8)
 
     def _predict_fine(self, features, cells=None):
         """Classes (X', Y', Z') uint8 of the fine voxels of a volume (C, Z, Y, X).

@@ -203,14 +203,18 @@ class RenderOcc(StereoVolumeDetector):
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
-        density, semantic = self._forward(batch_inputs_dict, batch_data_samples)
-        for i, (own, sample) in enumerate(zip(self.semantics(density, semantic), batch_data_samples)):
+        density, semantic = self.predict_scores(batch_inputs_dict, batch_data_samples)
+        for i, (own, sample) in enumerate(zip(self.semantics_of(density, semantic), batch_data_samples)):
             sample.pred_occ = BaseDataElement(semantics=own)
             if self.keep_volumes:
                 sample.pred_volume = BaseDataElement(density=density[i, ..., 0], semantic=semantic[i])
         return batch_data_samples
 
-    def semantics(self, density, semantic):
+    def voxel_scores(self, inputs, data_samples=None):
+        """What ``_forward`` gives: it is averaged before anything is decided."""
+        return self._forward(inputs, data_samples)
+
+    def semantics_of(self, density, semantic):
         """Classes (B, X, Y, Z) uint8 of densities (B, X, Y, Z, 2) and semantic logits (B, X, Y, Z, 17)."""
         return torch.where(self.occupied(density), semantic.argmax(dim=-1), FREE).to(torch.uint8)
 

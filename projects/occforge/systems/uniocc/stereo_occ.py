@@ -11,12 +11,13 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ...errors import ConfigError
+from ...models.averaging import FlipAveraging, check_flips
 from ...models.backbones import stereo_feature
 from ...models.geometry import sensor_to_key_ego, sensor_to_older_sensor
 from ...models.view_transforms import StereoPair, camera_vector
 
 
-class StereoVolumeDetector(Base3DDetector):
+class StereoVolumeDetector(FlipAveraging, Base3DDetector):
     """Images of the key frame and older ones -> one encoded volume in the key ego frame.
 
     Source: Li et al., "BEVStereo", AAAI 2023; Huang and Huang, "BEVDet4D", 2022; Pan et al., "RenderOcc", ICRA 2024.
@@ -33,6 +34,7 @@ class StereoVolumeDetector(Base3DDetector):
         num_adj: older frames whose volumes are used. Stereo depth looks at one more, for the depth of the oldest.
         key_ego: whose ego pose is the key ego frame: 'first_camera' (published) or 'lidar', that of the LiDAR's moment,
             in which labels and rays are (some tens of milliseconds away from the first).
+        tta: test-time augmentation, names of 'img_flip', 'flip_dx', 'flip_dy': all combinations are averaged.
         use_lss_depth_loss: supervise the depth distribution with ``sparse_depth``.
         align_after_view_transformation: must be False: frames are aligned inside the lift. (Also in the spelling of
             the published configs.)
@@ -58,6 +60,7 @@ class StereoVolumeDetector(Base3DDetector):
         final_kernel=3,
         num_adj=1,
         key_ego='first_camera',
+        tta=(),
         use_lss_depth_loss=True,
         align_after_view_transformation=False,
         align_after_view_transfromation=False,
@@ -73,6 +76,7 @@ class StereoVolumeDetector(Base3DDetector):
             raise ConfigError(f'{name}.align_after_view_transformation is True, expected False')
         if key_ego not in ('first_camera', 'lidar'):
             raise ConfigError(f"{name}.key_ego is '{key_ego}', expected 'first_camera' or 'lidar'")
+        self.tta = check_flips(tta, f'{name}.tta')
         self.key_ego, self.num_adj, self.use_lss_depth_loss = key_ego, num_adj, use_lss_depth_loss
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = None if img_neck is None else MODELS.build(img_neck)
@@ -257,10 +261,18 @@ class BEVStereo4DOCC(StereoVolumeDetector):
 
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
-        logits = self._forward(batch_inputs_dict, batch_data_samples)
-        for semantics, sample in zip(logits.argmax(dim=-1).to(torch.uint8), batch_data_samples):
+        scores = self.predict_scores(batch_inputs_dict, batch_data_samples)
+        for semantics, sample in zip(self.semantics_of(*scores), batch_data_samples):
             sample.pred_occ = BaseDataElement(semantics=semantics)
         return batch_data_samples
+
+    def voxel_scores(self, inputs, data_samples=None):
+        """Probabilities (B, X, Y, Z, num_classes)."""
+        return (self._forward(inputs, data_samples).float().softmax(-1),)
+
+    def semantics_of(self, probability):
+        """Classes (B, X, Y, Z) uint8 of probabilities (B, X, Y, Z, num_classes)."""
+        return probability.argmax(dim=-1).to(torch.uint8)
 
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         """Logits (B, X, Y, Z, num_classes)."""

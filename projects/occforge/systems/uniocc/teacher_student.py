@@ -204,5 +204,11 @@ class UniOccTeacherStudent(Base3DDetector):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
         return self.tested.predict(batch_inputs_dict, batch_data_samples)
 
+    def predict_scores(self, inputs, data_samples=None):
+        return self.tested.predict_scores(inputs, data_samples)
+
+    def semantics_of(self, *scores):
+        return self.tested.semantics_of(*scores)
+
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         return self.tested._forward(batch_inputs_dict, batch_data_samples)
