@@ -19,7 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / 'benchmarks'))
 import _cli
 from model import random_samples
 
-MOMENTS = dict(Adam=2, AdamW=2, NAdam=2, RAdam=2, Adamax=2, SGD=1, RMSprop=1, Adagrad=1, Adadelta=2)
+# tensors of the parameters' size that an optimizer keeps; MuonAdamW: of kernels, which are nearly all of them
+MOMENTS = dict(
+    Adam=2, AdamW=2, NAdam=2, RAdam=2, Adamax=2, SGD=1, RMSprop=1, Adagrad=1, Adadelta=2, MuonAdamW=1
+)  # fmt: skip
 GIB = 2**30
 
 
@@ -88,6 +91,7 @@ def main(argv=None):
         model = MODELS.build(cfg.model)
         model.train()
         batch = model.data_preprocessor(pseudo_collate([sample]), True)
+        print('one forward pass on the CPU: minutes for a model of official size', file=sys.stderr, flush=True)
         activations = kept_bytes(model, lambda: model(**batch, mode='loss'))
         hooks = [str(hook.get('type')) for hook in cfg.get('custom_hooks') or ()]
         parts = fixed_bytes(model, cfg.optim_wrapper.optimizer, any('EMA' in name for name in hooks))
