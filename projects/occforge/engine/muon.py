@@ -12,16 +12,22 @@ _ADAMW_RMS = 0.2  # of a step of AdamW at a learning rate of 1, as Liu et al. me
 def orthogonalize(matrix):
     """(..., M, N) with its singular values brought near 1 (0.7 to 1.2) by a Newton-Schulz iteration, float32.
 
-    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. Each step multiplies with a
+    polynomial of the present x x^T. These commute, so they are gathered as (M, M) matrices and meet the (M, N) one
+    once, which for the wide matrices of convolutions is a third of the work.
     """
     matrix = matrix.float()
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     linear, cubic, quintic = _POLYNOMIAL
+    gram, product = x @ x.mT, None
     for _ in range(_ITERATIONS):
-        gram = x @ x.mT
-        x = linear * x + (cubic * gram + quintic * gram @ gram) @ x
+        factor = cubic * gram + quintic * gram @ gram
+        factor.diagonal(dim1=-2, dim2=-1).add_(linear)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor  # of the next x
+    x = product @ x
     return x.mT if tall else x
 
 
