@@ -200,8 +200,8 @@ def last_checkpoint(work_dir) -> Path:
     pointer = Path(work_dir) / 'last_checkpoint'
     if not pointer.exists():
         raise StageError(f'{pointer} is missing: the training in {work_dir} left no checkpoint')
-    path = Path(pointer.read_text().strip())
-    path = path if path.exists() else Path(work_dir) / path.name  # the work dir may have been moved
-    if not path.exists():
-        raise StageError(f'{pointer} names {path}, which does not exist')
-    return path
+    named = Path(pointer.read_text().strip())
+    for path in (Path(work_dir) / named.name, named):  # the work dir may have been moved or copied since
+        if path.exists():
+            return path
+    raise StageError(f'{pointer} names {named}, which does not exist')

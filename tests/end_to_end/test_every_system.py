@@ -1,6 +1,7 @@
 """The inferencer and browse_dataset.py with each system, on shrunk configs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_inferencer(path, worlds, tmp_path):
         for task in SYSTEMS[path]:
             for name, values in first.results[task].arrays().items():
                 np.testing.assert_array_equal(values, again.results[task].arrays()[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', SYSTEMS)
+def test_two_processes_train(path, worlds, tmp_path):
+    """As users start it; the shrunk config trains once and evaluates."""
+    cfg = load_config(CONFIGS / path)
+    shrink(cfg, worlds['rooms' if path.startswith('ESAM') else 'city'])
+    cfg.dump(tmp_path / 'config.py')
+    command = [TOOLS / 'dist_train.sh', tmp_path / 'config.py', '2', '--work-dir', tmp_path / 'work']
+    environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert '2 processes (gloo)' in log or torch.cuda.is_available()
+    assert (tmp_path / 'work/last_checkpoint').is_file() and (tmp_path / 'work/metrics.csv').is_file()
 
 
 @pytest.mark.parametrize('path', ['fusion_occ/fusion_occ_synthetic.py', 'fbocc/fbocc_synthetic.py'])

@@ -1,6 +1,7 @@
 import collections
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -142,6 +143,11 @@ def test_the_newest_loadable_checkpoint(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('/moved/away/epoch_1.pth')
     assert latest_checkpoint(tmp_path, notes.append) == str(tmp_path / 'epoch_1.pth')
     assert not notes
+    copy = shutil.copytree(tmp_path, tmp_path / 'copy')  # of the folder: it is the copy's own file that counts
+    (copy / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    assert latest_checkpoint(copy, notes.append) == str(copy / 'epoch_1.pth')
+    (copy / 'epoch_1.pth').unlink()
+    assert latest_checkpoint(copy, notes.append) == str(tmp_path / 'epoch_1.pth') and not notes
     (tmp_path / 'epoch_1.pth').write_bytes(b'')
     assert latest_checkpoint(tmp_path, notes.append) == str(tmp_path / 'epoch_3.pth')
     assert 'epoch_1.pth' in notes[0]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import time
 
 import numpy as np
@@ -13,24 +14,27 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from occforge.engine import reduce_mean_count
 from occforge.engine.dist import rank_and_world
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 
 @DATASETS.register_module()
 class ToyDataset(Dataset):
-    """x (4), y (1) by index, plus noise from the process's global generators (``noise``)."""
+    """x (4), y (1) by index, plus noise from the process's global generators (``noise``); a worker that reads the
+    sample ``deadly`` is killed."""
 
-    def __init__(self, size=24, noise=0.0):
+    def __init__(self, size=24, noise=0.0, deadly=None):
         generator = torch.Generator().manual_seed(7)
         self.x = torch.randn(size, 4, generator=generator)
         self.y = self.x.sum(1, keepdim=True).tanh()
-        self.noise = noise
+        self.noise, self.deadly = noise, deadly
         self.metainfo = dict(classes=('a', 'b'), weight=np.float64(1.5))
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, index):
+        if index == self.deadly and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
         noise = self.noise * (random.random() + np.random.rand() + torch.rand(1).item())  # noqa: NPY002
         return dict(inputs=self.x[index] + noise, data_samples=self.y[index])
 

@@ -116,6 +116,10 @@ def test_durations_and_checkpoints(tmp_path):
     (tmp_path / 'epoch_2.pth').touch()
     (tmp_path / 'last_checkpoint').write_text('/moved/away/epoch_2.pth')
     assert last_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
+    (tmp_path / 'original').mkdir()
+    (tmp_path / 'original/epoch_2.pth').touch()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'original/epoch_2.pth'))  # a copied folder's
+    assert last_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
     (tmp_path / 'last_checkpoint').write_text('/moved/away/epoch_3.pth')
     with pytest.raises(StageError, match='epoch_3'):
         last_checkpoint(tmp_path)

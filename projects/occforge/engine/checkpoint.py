@@ -189,8 +189,8 @@ def latest_checkpoint(folder: str | os.PathLike, log: Callable[[str], None]) -> 
     pointer = folder / 'last_checkpoint'
     if pointer.is_file():
         named = Path(pointer.read_text(encoding='utf-8').strip())
-        for path in (named, folder / named.name):  # the folder may have been moved since
-            if path.is_file() and path not in candidates:
+        for path in (folder / named.name, named):  # the folder may have been moved or copied since
+            if path.is_file():
                 candidates.append(path)
                 break
         else:

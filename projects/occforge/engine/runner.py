@@ -47,6 +47,7 @@ from .shared_annotations import share_annotations
 from .sync_batch_norm import convert_sync_batchnorm, count_batch_norms
 from .temporal import load_temporal, remove_orphans, temporal_content, temporal_path
 from .trainable import Trainability
+from .worker_watch import dead_workers_named, watch_workers
 
 
 @RUNNERS.register_module()
@@ -146,9 +147,11 @@ class OccRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader, seed=None, diff_rank_seed=False):
-        """As mmengine's, and the processes of a machine have one copy of the annotations together."""
+        """As mmengine's; the processes of a machine have one copy of the annotations together, and a worker that dies
+        leaves behind which sample it was reading."""
         loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         share_annotations(loader.dataset)
+        watch_workers(loader)
         return loader
 
     def build_train_loop(self, loop):
@@ -192,7 +195,13 @@ class OccRunner(Runner):
             self.logger.info(f'frozen: {", ".join(frozen)}')
             for line in self.trainability.table():
                 self.logger.info(f'  {line}')
-        return super().train()
+        with dead_workers_named(self._loaders):
+            return super().train()
+
+    def _loaders(self) -> list:
+        """The dataloaders that have been built."""
+        loops = (self._train_loop, self._val_loop, self._test_loop)
+        return [loop.dataloader for loop in loops if hasattr(loop, 'dataloader')]
 
     def set_trainable(self, names: list[str] | None) -> None:
         """Train only what ``names`` name (None: all), apart from what ``freeze`` of the config holds for good.
@@ -221,11 +230,13 @@ class OccRunner(Runner):
 
     def val(self):
         self._testing = True
-        return super().val()
+        with dead_workers_named(self._loaders):
+            return super().val()
 
     def test(self):
         self._testing = True
-        return super().test()
+        with dead_workers_named(self._loaders):
+            return super().test()
 
     # --------------------------------------------------------------------------------------- random generators
     @contextlib.contextmanager
