@@ -174,22 +174,16 @@ def build_runner(cfg):
     """The config's runner. A field that a class does not accept is an error of the config, in one line."""
     from mmengine.registry import RUNNERS
     from occforge.engine import OccRunner
-    from occforge.errors import ConfigError, DataError
 
-    try:
-        if cfg.get('runner_type') not in (None, 'OccRunner'):
-            return RUNNERS.build(cfg)
-        return OccRunner.from_cfg(cfg)
-    except (ConfigError, DataError, OSError):
-        raise
-    except Exception as error:
-        if not is_config_fault(error):
-            raise
-        raise ConfigError(f'{cfg.filename}: {describe(error)}') from error
+    if cfg.get('runner_type') not in (None, 'OccRunner'):
+        return run(lambda: RUNNERS.build(cfg), cfg)
+    return run(lambda: OccRunner.from_cfg(cfg), cfg)
 
 
 def run(phase, cfg):
-    """Call ``phase`` (train or test), turning faults of building from the config into config errors."""
+    """Call ``phase`` (train or test), turning faults of building from the config into config errors, in one line that
+    names the part of the config. Other errors keep their traceback, with that part behind it."""
+    from occforge.engine.blame import part_of_config
     from occforge.errors import ConfigError, DataError
 
     try:
@@ -197,9 +191,13 @@ def run(phase, cfg):
     except (ConfigError, DataError, OSError):
         raise
     except Exception as error:
-        if not is_config_fault(error):
-            raise
-        raise ConfigError(f'{cfg.filename}: {describe(error)}') from error
+        part = part_of_config(error, cfg)
+        if is_config_fault(error):
+            words = describe(error) if part is None else f'{describe(error)}, while building {part}'
+            raise ConfigError(f'{cfg.filename}: {words}') from error
+        if part is not None and hasattr(error, 'add_note'):  # from Python 3.11 on
+            error.add_note(f'in the config {cfg.filename}: {part}')
+        raise
 
 
 def is_config_fault(error: BaseException) -> bool:

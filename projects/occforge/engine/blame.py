@@ -1,0 +1,94 @@
+"""Which part of a config an error comes from."""
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from torch import nn
+
+_LONGEST = 40  # characters of a value
+
+
+def part_of_config(error: BaseException, cfg: Config | Mapping) -> str | None:
+    """The place in ``cfg`` that the innermost code on the way to ``error`` was built from, with its fields.
+
+    Looks along the error's traceback for what a registry was building, a module of ``cfg.model`` that was running, or
+    an object of a type that the config names (transforms, hooks, ...). For example
+    ``model.img_neck: FPN_LSS(in_channels=160, out_channels='48')``.
+
+    Returns:
+        None where nothing of the config is on the way.
+    """
+    cfg = cfg.to_dict() if isinstance(cfg, Config) else cfg
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    model = _running_model(frames)
+    names = {id(module): name for name, module in model.named_modules()} if model is not None else {}
+    for frame in reversed(frames):
+        inner = frame.f_locals
+        owner = inner.get('self')
+        if frame.f_code.co_name == 'build_from_cfg' and isinstance(inner.get('cfg'), Mapping):
+            found = _most_alike(cfg, inner['cfg'])
+        elif id(owner) in names:
+            found = _module_config(cfg.get('model') or {}, names[id(owner)])
+        else:
+            found = _most_alike(cfg, dict(type=type(owner).__name__))
+        if found is not None:
+            return _in_words(*found)
+    return None
+
+
+def _running_model(frames) -> nn.Module | None:
+    """The outermost module on the way."""
+    owners = (frame.f_locals.get('self') for frame in frames)
+    return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
+
+
+def _parts(node: Any, path: str = '') -> Iterator[tuple[str, Mapping]]:
+    """All dicts with a ``type`` in a config, and where they are."""
+    if isinstance(node, Mapping):
+        if 'type' in node:
+            yield path, node
+        items = node.items()
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        items = enumerate(node)
+    else:
+        return
+    for key, value in items:
+        yield from _parts(value, f'{path}.{key}' if path else str(key))
+
+
+def _most_alike(cfg: Mapping, built: Mapping) -> tuple[str, Mapping] | None:
+    """The dict of the same type with the most fields in common: what is built has often been changed on the way."""
+
+    def common(part):
+        return sum(key in built and built[key] == value for key, value in part[1].items())
+
+    parts = [part for part in _parts(cfg) if _kind(part[1]) == _kind(built)]
+    return max(parts, key=common, default=None)
+
+
+def _kind(part: Mapping) -> str:
+    """The class's name: 'mmdet.ResNet' -> 'ResNet'."""
+    kind = part.get('type')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
+def _module_config(model: Mapping, name: str) -> tuple[str, Mapping]:
+    """The innermost config along a module's name; fields of the model are often its modules' names."""
+    path, part = 'model', model
+    for step in name.split('.'):
+        inner = part.get(step)
+        if not isinstance(inner, Mapping):
+            break
+        path, part = f'{path}.{step}', inner
+    return path, part
+
+
+def _in_words(path: str, part: Mapping) -> str:
+    def short(value):
+        text = repr(value) if not isinstance(value, Mapping) else f'dict({", ".join(map(str, value))})'
+        return text if len(text) <= _LONGEST else f'{text[: _LONGEST - 3]}...'
+
+    fields = ', '.join(f'{key}={short(value)}' for key, value in part.items() if key != 'type')
+    return f'{path}: {part.get("type")}({fields})'
