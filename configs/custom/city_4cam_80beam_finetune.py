@@ -2,9 +2,7 @@
 #   tools/train.py configs/custom/city_4cam_80beam_finetune.py --load-from CKPT
 _base_ = ['./city_4cam_80beam.py']
 
-lr = 3e-3
 optim_wrapper = dict(
-    optimizer=dict(lr=lr),
     paramwise_cfg=dict(
         custom_keys={
             # names of MIT's BEVFusion; FusionOcc's modules are found by their aliases

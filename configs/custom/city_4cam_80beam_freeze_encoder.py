@@ -3,5 +3,3 @@
 _base_ = ['./city_4cam_80beam.py']
 
 freeze = ['encoders.camera', 'encoders.lidar']
-lr = 3e-3
-optim_wrapper = dict(optimizer=dict(lr=lr))

@@ -3,8 +3,7 @@
 #   tools/train.py configs/custom/city_4cam_80beam_progressive.py --load-from CKPT
 _base_ = ['./city_4cam_80beam.py']
 
-lr = 3e-3
-optim_wrapper = dict(optimizer=dict(lr=lr))
+lr = 4e-3
 custom_hooks = [
     dict(
         type='ProgressiveUnfreezeHook',
