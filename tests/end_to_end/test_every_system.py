@@ -14,7 +14,6 @@ import torch
 from mmdet3d.registry import DATASETS, MODELS
 from mmengine.registry import init_default_scope
 from occforge.apis import Inferencer
-from occforge.datasets.occ3d import CLASS_NAMES
 from occforge.engine import load_config
 from occforge.engine.checkpoint import write_checkpoint
 from occforge.visualization import read_image
@@ -63,6 +62,8 @@ def test_two_processes_train(path, worlds, tmp_path):
     """As users start it; the shrunk config trains once and evaluates."""
     cfg = load_config(CONFIGS / path)
     shrink(cfg, worlds['rooms' if path.startswith('ESAM') else 'city'])
+    if path.startswith('fbocc'):  # a sequence for each process
+        cfg.train_dataloader.dataset.sequences_split_num = 2
     cfg.dump(tmp_path / 'config.py')
     command = [TOOLS / 'dist_train.sh', tmp_path / 'config.py', '2', '--work-dir', tmp_path / 'work']
     environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'}
@@ -83,10 +84,13 @@ def test_two_checkpoints_are_tested_as_their_mean(path, worlds, tmp_path):
     model, sure = MODELS.build(cfg.model), 3
     files = [tmp_path / 'usual.pth', tmp_path / 'sure.pth']
     write_checkpoint(dict(state_dict=model.state_dict()), files[0])
-    last = model.predicter[-1] if hasattr(model, 'predicter') else model.occupancy_head.occ_pred_conv[-1]
-    row = sure + len(last.bias) - len(CLASS_NAMES)  # FB-OCC has "void" in front
     with torch.no_grad():
-        last.bias[row] += 100.0
+        if hasattr(model, 'predicter'):
+            model.predicter[-1].bias[sure] += 100.0
+        else:  # FB-OCC's last layer has no bias, and a row for "void" in front
+            norm, _, last = model.occupancy_head.occ_pred_conv[-3:]
+            norm.weight.zero_(), norm.bias.fill_(1.0), last.weight.zero_()
+            last.weight[1 + sure] = 100.0
     write_checkpoint(dict(state_dict=model.state_dict()), files[1])
     command = [sys.executable, TOOLS / 'test.py', tmp_path / 'config.py', *files, '--work-dir', tmp_path / 'work']
     done = subprocess.run([*command, '--out', tmp_path / 'found'], capture_output=True, text=True)
