@@ -1,5 +1,6 @@
 """Which part of a config an error comes from."""
 
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,13 +22,13 @@ def part_of_config(error: BaseException, cfg: Config | Mapping) -> str | None:
         None where nothing of the config is on the way.
     """
     cfg = cfg.to_dict() if isinstance(cfg, Config) else cfg
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [frame for each in _chain(error) for frame, _ in traceback.walk_tb(each.__traceback__)]
     model = _running_model(frames)
     names = {id(module): name for name, module in model.named_modules()} if model is not None else {}
     for frame in reversed(frames):
         inner = frame.f_locals
         owner = inner.get('self')
-        if frame.f_code.co_name == 'build_from_cfg' and isinstance(inner.get('cfg'), Mapping):
+        if re.fullmatch(r'build_\w*from_cfg', frame.f_code.co_name) and isinstance(inner.get('cfg'), Mapping):
             found = _most_alike(cfg, inner['cfg'])
         elif id(owner) in names:
             found = _module_config(cfg.get('model') or {}, names[id(owner)])
@@ -36,6 +37,15 @@ def part_of_config(error: BaseException, cfg: Config | Mapping) -> str | None:
         if found is not None:
             return _in_words(*found)
     return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and those that it was raised from; the first one last."""
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
 
 
 def _running_model(frames) -> nn.Module | None:

@@ -17,13 +17,14 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import mmengine
 import torch
 from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, get_file_backend, join_path
+from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODEL_WRAPPERS, OPTIMIZERS, RUNNERS
@@ -104,6 +105,9 @@ class OccRunner(Runner):
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """As mmengine's, and None switches off any hook, not only one of mmengine's own six."""
+        for name, hook in (hooks or {}).items():
+            if not (hook is None or isinstance(hook, (Mapping, Hook))):
+                raise ConfigError(f'default_hooks.{name}: a dict or None is expected, found {hook!r}')
         own = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
         super().register_default_hooks(
             {name: hook for name, hook in (hooks or {}).items() if hook is not None or name in own}
@@ -177,7 +181,11 @@ class OccRunner(Runner):
             if optim_wrapper.get('type') == 'AmpOptimWrapper':
                 optim_wrapper['type'] = 'OccAmpOptimWrapper'
         optimizer = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
+        if isinstance(optim_wrapper, dict) and 'optimizer' in optim_wrapper and optimizer is None:
+            raise ConfigError('optim_wrapper.optimizer: a dict is expected, found None')
         kind = optimizer.get('type') if isinstance(optimizer, dict) else None
+        if not (kind is None or isinstance(kind, str) or callable(kind)):
+            raise ConfigError(f'optim_wrapper.optimizer.type: the name of an optimizer is expected, found {kind!r}')
         if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
             near = [name for name in OPTIMIZERS.module_dict if name.lower() == kind.lower()]
             near = near or difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=1)

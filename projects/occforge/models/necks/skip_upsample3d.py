@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.functional import interpolate, linear
 
+from ...errors import ConfigError
 from ...ops import upsample_rows
 from ..sparse import SparseTensor
 
@@ -31,6 +32,8 @@ class SkipUpsample3D(BaseModule):
 
     def __init__(self, in_channels, skip_channels, out_channels, scale_factor=2, init_cfg=None):
         super().__init__(init_cfg)
+        if not isinstance(scale_factor, int) or scale_factor < 1:
+            raise ConfigError(f'SkipUpsample3D.scale_factor is {scale_factor!r}, expected an integer of 1 or more')
         self.skip_channels = skip_channels
         self.scale_factor = scale_factor
         self.coarse = nn.Linear(in_channels, out_channels)
