@@ -18,6 +18,7 @@ from occforge.datasets.fine_labels import CellCounts
 from occforge.datasets.nuscenes_occupancy import Visit
 from occforge.datasets.transforms.formatting import in_own_classes
 from occforge.engine.memory import host_memory
+from occforge.engine.worker_watch import watch_workers
 from occforge.errors import ConfigError, DataError
 from torch.utils.data import DataLoader
 
@@ -164,6 +165,7 @@ def test_workers_share_the_annotations(tmp_path):
             data, batch_size=500, shuffle=True, num_workers=8, persistent_workers=True, collate_fn=len,
             multiprocessing_context='fork',
         )  # fmt: skip
+        watch_workers(loader)  # as the runner does
         for _ in range(3):
             assert sum(loader) == count
         return host_memory() - before, data.data_bytes.nbytes / 2**20

@@ -5,6 +5,7 @@ torch says that a worker was killed (most often by a kernel that ran out of memo
 
 import contextlib
 import functools
+import gc
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,8 @@ _DEATH = re.compile(r'DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)')  # torch's
 
 
 def watch_workers(loader: DataLoader) -> None:
-    """Let each worker of ``loader`` note the index that it is asked for, in memory shared with this process."""
+    """Let each worker of ``loader`` note the index that it is asked for, in memory shared with this process, and leave
+    the objects that it inherits to themselves."""
     if loader.num_workers:
         loader.worker_notes = torch.full((loader.num_workers, 2), -1).share_memory_()  # process, index
         loader.worker_init_fn = functools.partial(_take_notes, loader.worker_notes, loader.worker_init_fn)
@@ -26,6 +28,7 @@ def watch_workers(loader: DataLoader) -> None:
 
 def _take_notes(notes: torch.Tensor, init: Callable | None, worker: int) -> None:
     """In a worker, before it reads: its copy of the data set gets a class that notes indices."""
+    gc.freeze()  # else a collection writes to every object inherited here, and so copies the parent's memory
     if init is not None:
         init(worker)
     dataset = get_worker_info().dataset
