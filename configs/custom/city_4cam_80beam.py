@@ -47,5 +47,6 @@ test_dataloader = dict(dataset=own)
 
 image_epochs = 0  # the whole model from the start: what is compared starts from a checkpoint, or from nothing
 max_epochs = 8
+lr = 1.6e-2  # the best from scratch of 4e-3, 8e-3 and this; starting from a checkpoint smaller ones are
 
 linked_fields_scenes = [dict(name='scene_fraction', value=scene_fraction, to='train_dataloader.dataset.scene_fraction')]

@@ -2,6 +2,7 @@
 #   tools/train.py configs/custom/city_4cam_80beam_finetune.py --load-from CKPT
 _base_ = ['./city_4cam_80beam.py']
 
+lr = 8e-3
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
