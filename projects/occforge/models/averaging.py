@@ -65,8 +65,8 @@ def flip_inputs(inputs: dict, flips) -> dict:
 class FlipAveraging:
     """Mixin of occupancy detectors that remember nothing: what they say of each voxel is averaged over the flips.
 
-    A detector sets ``tta`` and has two methods: ``voxel_scores(inputs, data_samples)``, a tuple of (B, X, Y, Z, C),
-    which may be averaged, and ``semantics_of(*scores)``, their classes (B, X, Y, Z) uint8.
+    A detector sets ``tta`` and has ``voxel_scores(inputs, data_samples)``: a tuple of (B, X, Y, Z, C), which may be
+    averaged.
     """
 
     tta: tuple[str, ...] = ()
@@ -85,6 +85,17 @@ class FlipAveraging:
             return tuple(each.flip(axes) if axes else each for each in found)
 
         return mean_scores(map(scores, self.variants))
+
+    def semantics_of(self, probability):
+        """Classes (B, X, Y, Z) uint8 of probabilities (B, X, Y, Z, num_classes)."""
+        return probability.argmax(dim=-1).to(torch.uint8)
+
+    def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
+        """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
+        scores = self.predict_scores(batch_inputs_dict, batch_data_samples)
+        for semantics, sample in zip(self.semantics_of(*scores), batch_data_samples):
+            sample.pred_occ = BaseDataElement(semantics=semantics)
+        return batch_data_samples
 
 
 def mean_scores(scores, weights=None) -> tuple:

@@ -647,10 +647,7 @@ class FusionOCC(FlipAveraging, Base3DDetector):
     def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
         """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
         if self.tta:
-            scores = self.predict_scores(batch_inputs_dict, batch_data_samples)
-            for semantics, sample in zip(self.semantics_of(*scores), batch_data_samples):
-                sample.pred_occ = BaseDataElement(semantics=semantics)
-            return batch_data_samples
+            return super().predict(batch_inputs_dict, batch_data_samples)
         volume, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
         for features, sample in zip(volume, batch_data_samples):
             if self.query_ratio is None or self.query_skip_free:
@@ -676,10 +673,6 @@ class FusionOCC(FlipAveraging, Base3DDetector):
             for plane in volume.unbind(2)
         ]
         return (torch.stack(planes, dim=3),)
-
-    def semantics_of(self, probability):
-        """Classes (B, X, Y, Z) uint8 of probabilities (B, X, Y, Z, num_classes)."""
-        return probability.argmax(dim=-1).to(torch.uint8)
 
     def _predict_fine(self, features, cells=None):
         """Classes (X', Y', Z') uint8 of the fine voxels of a volume (C, Z, Y, X).

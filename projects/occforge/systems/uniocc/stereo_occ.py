@@ -7,7 +7,6 @@ import torch
 from mmcv.cnn import ConvModule
 from mmdet3d.models import Base3DDetector
 from mmdet3d.registry import MODELS
-from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ...errors import ConfigError
@@ -259,20 +258,9 @@ class BEVStereo4DOCC(StereoVolumeDetector):
         losses.update(self.depth_losses(batch_inputs_dict, depth))
         return losses
 
-    def predict(self, batch_inputs_dict, batch_data_samples, **kwargs):
-        """Adds ``pred_occ.semantics`` (X, Y, Z) uint8 to each data sample."""
-        scores = self.predict_scores(batch_inputs_dict, batch_data_samples)
-        for semantics, sample in zip(self.semantics_of(*scores), batch_data_samples):
-            sample.pred_occ = BaseDataElement(semantics=semantics)
-        return batch_data_samples
-
     def voxel_scores(self, inputs, data_samples=None):
         """Probabilities (B, X, Y, Z, num_classes)."""
         return (self._forward(inputs, data_samples).float().softmax(-1),)
-
-    def semantics_of(self, probability):
-        """Classes (B, X, Y, Z) uint8 of probabilities (B, X, Y, Z, num_classes)."""
-        return probability.argmax(dim=-1).to(torch.uint8)
 
     def _forward(self, batch_inputs_dict, batch_data_samples=None, **kwargs):
         """Logits (B, X, Y, Z, num_classes)."""
