@@ -39,3 +39,5 @@ resume = False
 # batch normalisation over all processes (SyncbnControlHook does the same from a given epoch on)
 sync_bn = False
 find_unused_parameters = False
+# memory format of convolution weights: True is faster for the small models on a CPU, and on GPUs with --amp
+channels_last = False

@@ -41,7 +41,7 @@ model = dict(
 )
 
 own = dict(data_root=data_root, camera_names=camera_names, metainfo=dict(classes=classes), class_map=class_map)
-train_dataloader = dict(dataset=dict(scene_fraction=scene_fraction, **own))
+train_dataloader = dict(batch_size=2, dataset=dict(scene_fraction=scene_fraction, **own))
 val_dataloader = dict(dataset=own)
 test_dataloader = dict(dataset=own)
 

@@ -15,7 +15,8 @@ model = dict(
     coarse_camera=False,
     final_kernel=3,
     img_view_transformer=dict(grid_config=fine_grid, feature_channels=16),
-    occ_encoder_backbone=dict(entry_kernel=3),
+    occ_encoder_backbone=dict(num_layer=[1, 2, 2], num_channels=[32, 64, 96], entry_kernel=3),
+    occ_encoder_neck=dict(in_channels=32 + 64 + 96),
     loss_occ=dict(class_weight=[*_base_.image_class_weight[:17], 0.2], lovasz_samples=16000),
 )
 
@@ -24,7 +25,7 @@ pipeline = [
     _base_.read_images_test,
     _base_.load_labels,
     _base_.load_points,
-    dict(_base_.fuse_points, num_adjacent=0),
+    dict(_base_.fuse_points, num_adjacent=0, sweeps=()),
     _base_.to_ego,
     _base_.range_filter,
     _base_.flip_test,
@@ -38,7 +39,7 @@ frames = dict(
     num_adjacent=0,
     pipeline=pipeline,
 )
-train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=56, dataset=frames))
+train_dataloader = dict(batch_size=2, dataset=dict(_delete_=True, type='RepeatDataset', times=56, dataset=frames))
 val_dataloader = dict(
     dataset=dict(data_root=data_root, ann_file='nuscenes_infos_val.pkl', num_adjacent=0, pipeline=pipeline)
 )

@@ -90,9 +90,9 @@ model = dict(
     coarse_camera=True,
     final_kernel=1,
     occ_encoder_backbone=dict(
-        type='CustomResNet3D', num_layer=[1, 2, 2], num_channels=[32, 64, 96], stride=[1, 2, 2], entry_kernel=1
+        type='CustomResNet3D', num_layer=[1, 1, 2], num_channels=[32, 48, 96], stride=[1, 2, 2], entry_kernel=1
     ),
-    occ_encoder_neck=dict(type='LSSFPN3D', in_channels=32 + 64 + 96, out_channels=32),
+    occ_encoder_neck=dict(type='LSSFPN3D', in_channels=32 + 48 + 96, out_channels=32),
     occ_upsample=dict(type='SkipUpsample3D', out_channels=24, scale_factor=2),  # 0.4 m, the label grid
     loss_occ=dict(
         type='OccupancyLoss',
@@ -106,8 +106,8 @@ model = dict(
 
 # -------------------------------------------------------------------------------------------------------- schedule
 image_epochs = 0  # so many of the first epochs teach the image branch alone, in a fifth of the time
-max_epochs = 8
-lr = 8e-3
+max_epochs = 5
+lr = 1.2e-2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 # Of a few hundred steps each must count: kernels by orthogonalised momentum, norms and biases by AdamW with a memory
 # of 100 steps.
@@ -124,6 +124,8 @@ param_scheduler = [
 ]
 
 custom_hooks = [dict(type='ImagePretrainHook', epochs=image_epochs, pipeline=_base_.image_train_pipeline)]
+
+channels_last = True  # a tenth faster on a CPU
 
 linked_fields = [dict(name='use_mask', value=use_mask, to='model.use_mask')]
 linked_fields_schedule = [

@@ -13,7 +13,13 @@ from occforge.engine.loops import _Step
 from shrink import shrink
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-SYSTEMS = ['fusion_occ/fusion_occ_synthetic.py', 'fbocc/fbocc_synthetic.py']
+SYSTEMS = [
+    'fusion_occ/fusion_occ_synthetic.py',
+    'fbocc/fbocc_synthetic.py',
+    'uniocc/uniocc_synthetic.py',
+    'bevfusion/bevfusion_synthetic.py',
+    'ESAM/ESAM_sv_3d_rooms.py',
+]
 PARTS = ('model', 'optim_wrapper', 'param_scheduler', 'train_dataloader', 'train_cfg', 'default_hooks', 'custom_hooks')
 KINDS = ('misspelt', 'missing', 'text', 'number', 'list', 'none')
 
@@ -94,7 +100,7 @@ def attempt(cfg, work_dir):
 def test_a_wrong_field_runs_or_is_named(path, worlds, tmp_path, monkeypatch, count=40):
     monkeypatch.setattr(_Step, 'run_iter', one_step(_Step.run_iter))
     cfg = load_config(CONFIGS / path)
-    shrink(cfg, worlds['city'])
+    shrink(cfg, worlds['rooms' if path.startswith('ESAM') else 'city'])
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
     fields = [each for part in PARTS if cfg.get(part) for each in places(cfg.to_dict()[part], (part,))]

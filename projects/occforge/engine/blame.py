@@ -49,9 +49,9 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _running_model(frames) -> nn.Module | None:
-    """The outermost module on the way."""
+    """The outermost module on the way that has been constructed."""
     owners = (frame.f_locals.get('self') for frame in frames)
-    return next((owner for owner in owners if isinstance(owner, nn.Module)), None)
+    return next((owner for owner in owners if isinstance(owner, nn.Module) and '_modules' in vars(owner)), None)
 
 
 def _parts(node: Any, path: str = '') -> Iterator[tuple[str, Mapping]]:

@@ -31,7 +31,7 @@ _YAML_NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+')
 # Fields that a runner understands although a config need not have them.
 _OPTIONAL_FIELDS = {
     'work_dir', 'load_from', 'resume', 'resume_from', 'launcher', 'auto_scale_lr', 'randomness', 'experiment_name',
-    'find_unused_parameters', 'sync_bn', 'model_wrapper_cfg', 'compile', 'activation_checkpointing',
+    'find_unused_parameters', 'sync_bn', 'channels_last', 'model_wrapper_cfg', 'compile', 'activation_checkpointing',
     'efficient_conv_bn_eval', 'custom_hooks', 'visualizer', 'log_level', 'log_processor', 'env_cfg', 'default_hooks',
     'data_preprocessor', 'param_scheduler', 'freeze', 'freeze_encoder',
 }  # fmt: skip

@@ -38,6 +38,7 @@ from ..errors import ConfigError
 from ..fileio import remove_leftovers
 from ..version import __version__
 from . import checkpoint as checkpoints
+from .channels_last import use_channels_last
 from .dist import init_distributed, is_distributed, rank_and_world
 from .load_report import LoadReport, log_report
 from .memory import bound_onednn_caches
@@ -63,6 +64,7 @@ class OccRunner(Runner):
       model type, does not fit this model or has already reached this config's last epoch;
     * ``freeze``: names of modules that do not train (``occforge.engine.names``): no gradients, and their batch
       normalisations keep their statistics;
+    * ``channels_last = True``: convolution weights with channels last (``occforge.engine.channels_last``);
     * ``sync_bn = True``: batch normalisation over all processes, by our own layer;
     * ``find_unused_parameters``, ``model_wrapper_cfg``: as in mmengine.
 
@@ -132,6 +134,8 @@ class OccRunner(Runner):
             frozen = frozen_modules(self.cfg)
             if frozen:
                 self.trainability.freeze(frozen)
+        if self.cfg.get('channels_last'):
+            use_channels_last(model)
         several = rank_and_world()[1] > 1
         if not several:
             model = revert_sync_batchnorm(model)

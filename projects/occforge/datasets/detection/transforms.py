@@ -366,7 +366,12 @@ class BEVFusionGlobalRotScaleTrans(BaseTransform):
         if set(kwargs) - {'shift_height'}:
             raise ConfigError(f'BEVFusionGlobalRotScaleTrans: unknown fields {sorted(kwargs)}')
         self.rot_range, self.scale_range = tuple(rot_range), tuple(scale_ratio_range)
-        self.std = np.broadcast_to(np.asarray(translation_std, dtype=np.float64), 3)
+        std = np.asarray(translation_std, dtype=np.float64)
+        if std.shape not in ((), (1,), (3,)) or not (std >= 0).all():
+            raise ConfigError(
+                f'BEVFusionGlobalRotScaleTrans.translation_std is {translation_std}, expected metres, one or three'
+            )
+        self.std = np.broadcast_to(std, 3)
 
     def transform(self, results: dict) -> dict:
         rng = rng_of(results)

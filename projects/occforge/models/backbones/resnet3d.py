@@ -30,7 +30,7 @@ class BasicBlock3D(BaseModule):
                 stride=step,
                 padding=kernel // 2,
                 bias=False,
-                conv_cfg=dict(type='Conv3d'),
+                conv_cfg=dict(type='VolumeConv3d'),
                 norm_cfg=norm_cfg or dict(type='BN3d'),
                 act_cfg=act,
             )

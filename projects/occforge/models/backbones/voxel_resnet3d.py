@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from ..checkpointing import checkpoint
+from ..conv3d import Conv3d
 
 # ResNets of basic blocks; deeper published ones use bottlenecks, which nobody trained in 3D here
 _BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -19,11 +20,11 @@ class VoxelBasicBlock(BaseModule):
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv3d(in_channels, out_channels, 1, stride), build_norm_layer(norm_cfg, out_channels)[1]
+                Conv3d(in_channels, out_channels, 1, stride), build_norm_layer(norm_cfg, out_channels)[1]
             )
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride, 1)
+        self.conv1 = Conv3d(in_channels, out_channels, 3, stride, 1)
         self.bn1 = build_norm_layer(norm_cfg, out_channels)[1]
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, 1, 1)
+        self.conv2 = Conv3d(out_channels, out_channels, 3, 1, 1)
         self.bn2 = build_norm_layer(norm_cfg, out_channels)[1]
         self.relu = nn.ReLU(inplace=True)
 
@@ -74,7 +75,7 @@ class VoxelResNet3D(BaseModule):
         self.with_cp, self.out_indices = with_cp, tuple(out_indices)
         channels = block_inplanes[0]
         self.input_proj = nn.Sequential(
-            nn.Conv3d(n_input_channels, channels, 1, bias=False),
+            Conv3d(n_input_channels, channels, 1, bias=False),
             build_norm_layer(norm_cfg, channels)[1],
             nn.ReLU(inplace=True),
         )

@@ -29,7 +29,7 @@ class FPN3D(BaseModule):
         self.with_cp = with_cp
         common = dict(
             bias=False,
-            conv_cfg=dict(type='Conv3d'),
+            conv_cfg=dict(type='VolumeConv3d'),
             norm_cfg=norm_cfg or dict(type='BN3d'),
             act_cfg=dict(type='ReLU', inplace=True),
         )

@@ -33,7 +33,7 @@ class LSSFPN3D(BaseModule):
             out_channels,
             1,
             bias=False,
-            conv_cfg=dict(type='Conv3d'),
+            conv_cfg=dict(type='VolumeConv3d'),
             norm_cfg=norm_cfg or dict(type='BN3d'),
             act_cfg=dict(type='ReLU'),
         )

@@ -449,6 +449,11 @@ def _voxelize_cfg(cfg: Mapping) -> dict:
     return cfg
 
 
+def _expect_dict(cfg, where: str) -> None:
+    if cfg is not None and not isinstance(cfg, Mapping):
+        raise ConfigError(f'BEVFusion: {where} is {cfg!r}, expected a dict')
+
+
 def complete_grid(voxelize_cfg: Mapping, encoder, camera, bbox_head, map_head) -> tuple:
     """Copies of the configs in which grid fields that were left out are filled from ``voxelize_cfg``.
 
@@ -473,6 +478,12 @@ def complete_grid(voxelize_cfg: Mapping, encoder, camera, bbox_head, map_head) -
                 f'BEVFusion: {where}.{name} is {given}, voxelize_cfg (range {bounds}, voxels of {size} m) says {value}'
             )
 
+    parts = dict(pts_middle_encoder=encoder, view_transform=camera, bbox_head=bbox_head, map_head=map_head)
+    nested = dict(bbox_head=('train_cfg', 'test_cfg', 'bbox_coder'), map_head=('grid_transform',))
+    for where, cfg in parts.items():
+        _expect_dict(cfg, where)
+        for name in nested.get(where, ()) if cfg is not None else ():
+            _expect_dict(cfg.get(name), f'{where}.{name}')
     sparse = encoder is not None and encoder.get('type') == 'BEVFusionSparseEncoder'
     if sparse:
         # one more level along z, as in SECOND

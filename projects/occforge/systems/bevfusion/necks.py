@@ -51,8 +51,8 @@ class GeneralizedLSSFPN(BaseModule):
         levels = self.in_channels[start_level : self.stop]
         if len(levels) < 2 or num_outs < len(levels) - 1:
             raise ConfigError(
-                f'GeneralizedLSSFPN: {len(levels)} levels, {start_level} to {end_level} and num_outs {num_outs}; at '
-                'least 2 levels and as many outputs less one are expected'
+                f'GeneralizedLSSFPN: {len(levels)} levels, {start_level} to {end_level} of in_channels {in_channels}, '
+                f'and num_outs {num_outs}; at least 2 levels and as many outputs less one are expected'
             )
         norm_cfg, act_cfg = norm_cfg or dict(type='BN2d'), act_cfg or dict(type='ReLU')
         self.upsample_cfg = dict(upsample_cfg or dict(mode='bilinear', align_corners=True))

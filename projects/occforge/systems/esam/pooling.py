@@ -5,6 +5,8 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...errors import ConfigError
+
 
 def group_count(group: Tensor, groups: int) -> Tensor:
     """(P,) ids -> (groups, 1) float, 1 where a group is empty."""
@@ -36,7 +38,7 @@ class GeoAwarePooling(BaseModule):
 
     def __init__(self, channel_proj: int, init_cfg=None):
         super().__init__(init_cfg)
-        c = channel_proj
+        self.channel_proj = c = channel_proj
         self.pts_proj1 = nn.Sequential(
             nn.Linear(3, c), nn.LayerNorm(c), nn.ReLU(), nn.Linear(c, c), nn.LayerNorm(c)
         )  # fmt: skip
@@ -53,7 +55,15 @@ class GeoAwarePooling(BaseModule):
             all_xyz: (P, 3) metres, or a list or stack of the samples' coordinates.
             with_xyz: append the mean coordinates.
             groups: number of superpoints, None: the largest id and one.
+
+        Raises:
+            ConfigError: C is not ``channel_proj``.
         """
+        if x.shape[1] != self.channel_proj:
+            raise ConfigError(
+                f'GeoAwarePooling.channel_proj is {self.channel_proj}, the points have {x.shape[1]} features: the last '
+                "of the backbone's planes, or out_channels of the neck or of bi_encoder"
+            )
         xyz = all_xyz if isinstance(all_xyz, Tensor) else torch.cat(list(all_xyz))
         xyz = xyz.reshape(-1, 3).float()
         groups = (int(sp_idx.max()) + 1 if len(sp_idx) else 0) if groups is None else groups

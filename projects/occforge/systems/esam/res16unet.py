@@ -81,7 +81,7 @@ class Res16UNet34C(BaseModule):
         width = init_dim or self.INIT_DIM
         momentum, dilations = config['bn_momentum'], config['dilations']
         self.relu = nn.ReLU(inplace=True)
-        self.planes, self.out_channels = planes, planes[-1]
+        self.in_channels, self.planes, self.out_channels = in_channels, planes, planes[-1]
 
         size = config['conv1_kernel_size']
         self.conv0p1s1 = MinkConv(in_channels, width, size, indice_key=f'stride1_k{size}')
@@ -134,7 +134,15 @@ class Res16UNet34C(BaseModule):
             memory: called with the list of the four encoder outputs (strides 2, 4, 8, 16), gives what takes their
                 place at the same voxels.
             stem_features: called with the stem's output, gives features to add to it, (V, ``init_dim``).
+
+        Raises:
+            ConfigError: the voxels have other than ``in_channels`` features.
         """
+        if x.features.shape[1] != self.in_channels:
+            raise ConfigError(
+                f'Res16UNet34C.in_channels is {self.in_channels}, the points have {x.features.shape[1]} values beside '
+                'their coordinates: use_dim, use_color and shift_height of the loading step decide'
+            )
         stem = self._act(self.bn0, self.conv0p1s1(x))
         if stem_features is not None:
             stem = stem.replace_feature(stem.features + stem_features(stem))

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError
 from ...models.checkpointing import checkpoint
+from ...models.conv3d import Conv3d
 from ...models.losses import (
     distance_map,
     geometric_scaling_loss,
@@ -90,16 +91,16 @@ class OccHead(BaseModule):
             return [convolution, build_norm_layer(norm_cfg, channels)[1], nn.ReLU(inplace=True)]
 
         self.occ_convs = nn.ModuleList(
-            [nn.Sequential(*block(nn.Conv3d(width, middle, 3, 1, 1, bias=False), middle)) for _ in range(num_level)]
+            [nn.Sequential(*block(Conv3d(width, middle, 3, 1, 1, bias=False), middle)) for _ in range(num_level)]
         )
         self.occ_pred_conv = nn.Sequential(
-            *block(nn.Conv3d(middle, thin, 1, bias=False), thin), nn.Conv3d(thin, out_channel, 1, bias=False)
+            *block(Conv3d(middle, thin, 1, bias=False), thin), Conv3d(thin, out_channel, 1, bias=False)
         )
         maps = num_level + use_deblock
         self.voxel_soft_weights = None
         if soft_weights:
             self.voxel_soft_weights = nn.Sequential(
-                *block(nn.Conv3d(middle, thin, 1, bias=False), thin), nn.Conv3d(thin, maps, 1, bias=False)
+                *block(Conv3d(middle, thin, 1, bias=False), thin), Conv3d(thin, maps, 1, bias=False)
             )
         self.deblock = None
         if use_deblock:

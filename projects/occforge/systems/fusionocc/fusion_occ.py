@@ -265,7 +265,7 @@ class FusionOCC(FlipAveraging, Base3DDetector):
                 stride,
                 stride=stride,
                 bias=False,
-                conv_cfg=dict(type='Conv3d'),
+                conv_cfg=dict(type='VolumeConv3d'),
                 norm_cfg=norm_cfg or dict(type='BN3d'),
             )
         if coarse_camera:
@@ -283,7 +283,7 @@ class FusionOCC(FlipAveraging, Base3DDetector):
             final_kernel,
             padding=final_kernel // 2,
             bias=True,
-            conv_cfg=dict(type='Conv3d'),
+            conv_cfg=dict(type='VolumeConv3d'),
         )
         self.predicter = None
         if use_predicter:

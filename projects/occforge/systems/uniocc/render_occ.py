@@ -168,6 +168,12 @@ class RenderOcc(StereoVolumeDetector):
             semantics: (B, X, Y, Z) uint8 labels, 17 = free, 255 = unknown.
             mask: (B, X, Y, Z) bool, voxels that count; None: all.
         """
+        if semantics.shape != density.shape[:-1]:
+            raise ConfigError(
+                f'{type(self).__name__} answers on a grid of {tuple(density.shape[1:-1])} voxels, the labels are '
+                f'{tuple(semantics.shape[1:])}: grid_config, stride of img_bev_encoder_backbone, occ_upsample and '
+                'label_ratio decide'
+            )
         known = semantics != UNKNOWN
         known = known if mask is None else known & mask.bool()
         labels = semantics[known].long()
