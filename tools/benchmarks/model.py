@@ -271,10 +271,13 @@ class Benchmark:
     def __init__(self, cfg, args, device):
         import torch
         from mmdet3d.registry import MODELS
+        from occforge.engine import use_channels_last
 
         self.cfg, self.args, self.device = cfg, args, device
         torch.manual_seed(0)
         self.model = MODELS.build(cfg.model).to(device)
+        if cfg.get('channels_last'):
+            use_channels_last(self.model)
 
     def batches(self, samples, batch, training):
         from mmengine.dataset import pseudo_collate

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -296,6 +297,30 @@ def upsample_benchmark():
         return lambda: torch.autograd.grad(run(), volume, upstream)
 
     yield f'{name} forward+backward', both(ours), {'interpolate, then index': both(whole)}, 2 * moved, count * 24 * 32
+
+
+def conv3d_rows():
+    """The second stage of a small encoder on one sample."""
+    if args.device != 'cpu' or find_spec('mmengine') is None:
+        print('3D convolution of one sample: left out, the layer is for CPUs and needs mmengine')
+        return
+    from occforge.models.conv3d import Conv3d
+
+    channels, grid = 64, (4, 50, 50)
+    layer, plain = Conv3d(channels, channels, 3, padding=1), torch.nn.Conv3d(channels, channels, 3, padding=1)
+    plain.load_state_dict(layer.state_dict())
+    volume = torch.randn(1, channels, *grid).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    upstream = torch.randn_like(volume)
+
+    def both(conv):
+        return lambda: torch.autograd.grad(conv(volume), (volume, *conv.parameters()), upstream)
+
+    torch.testing.assert_close(layer(volume), plain(volume), rtol=1e-4, atol=1e-4)
+    moved = 4 * (2 * volume.numel() + layer.weight.numel())
+    flops = 2 * 27 * channels * volume.numel()
+    name = '3D convolution of one sample, 64 x 4 x 50 x 50'
+    yield f'{name} forward', lambda: layer(volume), {'torch.nn.Conv3d': lambda: plain(volume)}, moved, flops
+    yield f'{name} forward+backward', both(layer), {'torch.nn.Conv3d': both(plain)}, 3 * moved, 3 * flops
 
 
 def confusion_rows():
@@ -574,6 +599,7 @@ def all_rows():
     )
     yield from voxelize_rows()
     yield from upsample_benchmark()
+    yield from conv3d_rows()
     yield from confusion_rows()
     yield from attention_rows()
     yield from ray_rows()

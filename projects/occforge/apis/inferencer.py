@@ -14,7 +14,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS, DefaultScope
 
 from occforge.datasets import occ3d
-from occforge.engine import load_config, load_partially, parse_load_from
+from occforge.engine import load_config, load_partially, parse_load_from, use_channels_last
 from occforge.errors import ConfigError
 
 from .inputs import ArrayFolder, as_list, build_dataset, find_info_file, index_of
@@ -100,7 +100,7 @@ class Prediction:
 class Inferencer:
     """A trained model of any system. ::
 
-        inferencer = Inferencer('configs/fusion_occ/fusion_occ_synthetic.py', 'epoch_8.pth')
+        inferencer = Inferencer('configs/fusion_occ/fusion_occ_synthetic.py', 'epoch_5.pth')
         prediction = inferencer('8e3d...')[0]              # a sample token of the config's test data
         prediction.occupancy.semantics                     # (200, 200, 16) uint8
         prediction.save('out', formats=('npz', 'png', 'html'))
@@ -160,6 +160,8 @@ class Inferencer:
             spec = parse_load_from(dict(path=os.fspath(checkpoint), min_loaded=min_loaded))
             self.load_report = load_partially(self.model, spec, fingerprints=False)
         self.model.to(self.device)
+        if self.cfg.get('channels_last'):
+            use_channels_last(self.model)
         self.model.eval()
         collate = self.cfg.test_dataloader.get('collate_fn') or dict(type='pseudo_collate')
         collate = dict(collate) if isinstance(collate, Mapping) else dict(type=collate)

@@ -2,6 +2,7 @@
 
 from . import hooks
 from .amp import OccAmpOptimWrapper, float32_island
+from .channels_last import use_channels_last
 from .checkpoint import read_checkpoint, trust_pickles, write_checkpoint
 from .config import load_config
 from .dist import is_distributed, rank_and_world, reduce_mean_count, reduce_mean_values
@@ -39,5 +40,6 @@ __all__ = [
     'reduce_mean_count',
     'reduce_mean_values',
     'trust_pickles',
+    'use_channels_last',
     'write_checkpoint',
 ]

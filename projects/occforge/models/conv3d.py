@@ -14,8 +14,8 @@ _ONEDNN_FROM = 20480
 class Conv3d(nn.Conv3d):
     """``torch.nn.Conv3d``: the same arguments, parameters and results (but for rounding).
 
-    A small volume of a single sample (1, C, Z, Y, X) is turned to (1, C, Y, X, Z) where that lets torch call oneDNN:
-    64 channels on 4 x 50 x 50 voxels, forward and backward, take a third of the time.
+    A small volume of a single sample (1, C, Z, Y, X) is turned to (1, C, Y, X, Z) where that lets torch call oneDNN
+    (``tools/benchmarks/ops.py --only "3D convolution"``).
 
     ``conv_cfg=dict(type='VolumeConv3d')`` in mmcv's layers.
     """
