@@ -1,4 +1,7 @@
 // Ray casting of analytic solids: building the tree, and casting on the CPU.
+// Walking a tree goes by branches that are mostly foretold; without traps the compiler makes choices of them, and every
+// step waits for all of its numbers (GCC 12: 1.45 times as long).
+#pragma GCC optimize("trapping-math")
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

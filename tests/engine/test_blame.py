@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.registry import HOOKS, MODELS, TRANSFORMS
+from occforge.engine import OccRunner
 from occforge.engine.blame import part_of_config
 from torch import nn
 
@@ -89,6 +90,21 @@ def test_an_object_of_a_type_that_the_config_names():
     cfg = dict(default_hooks=dict(logger=dict(type='LoggerHook', interval=5)))
     error = error_of(hook.after_train_iter, None, None)
     assert part_of_config(error, cfg) == 'default_hooks.logger: LoggerHook(interval=5)'
+
+
+def test_a_loader_and_a_loop():
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    loader = dict(batch_size=2, num_workers=dict(wrong=1), sampler=sampler, dataset=[1])
+    loop = dict(by_epoch=True, max_epochs=['wrong', 1])
+    cfg = dict(CFG, train_dataloader=loader, val_dataloader=dict(loader, num_workers=0), train_cfg=loop)
+    runner = object.__new__(OccRunner)
+    runner._train_dataloader, runner._experiment_name = [1], 'a'
+    with pytest.raises(TypeError) as caught:
+        runner.build_dataloader(loader)
+    assert part_of_config(caught.value, cfg).startswith('train_dataloader(batch_size=2, num_workers=dict(wrong), ')
+    with pytest.raises(TypeError) as caught:
+        runner.build_train_loop(loop)
+    assert part_of_config(caught.value, cfg) == "train_cfg(by_epoch=True, max_epochs=['wrong', 1])"
 
 
 def test_nothing_of_the_config():

@@ -1,6 +1,5 @@
 """Which part of a config an error comes from."""
 
-import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from mmengine.config import Config
 from torch import nn
 
 _LONGEST = 40  # characters of a value
+_BUILDERS = ('build_functions.py', 'runner.py')  # mmengine's, the runner's also ours
 
 
 def part_of_config(error: BaseException, cfg: Config | Mapping) -> str | None:
@@ -28,8 +28,9 @@ def part_of_config(error: BaseException, cfg: Config | Mapping) -> str | None:
     for frame in reversed(frames):
         inner = frame.f_locals
         owner = inner.get('self')
-        if re.fullmatch(r'build_\w*from_cfg', frame.f_code.co_name) and isinstance(inner.get('cfg'), Mapping):
-            found = _most_alike(cfg, inner['cfg'])
+        built = _built(frame)
+        if built is not None:
+            found = _most_alike(cfg, built)
         elif id(owner) in names:
             found = _module_config(cfg.get('model') or {}, names[id(owner)])
         else:
@@ -46,6 +47,15 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(error)
         error = error.__cause__ or error.__context__
     return chain
+
+
+def _built(frame) -> Mapping | None:
+    """What the function builds: the dict that a registry or one of the runner's ``build_...`` was given."""
+    code = frame.f_code
+    if not code.co_name.startswith('build_') or not code.co_filename.endswith(_BUILDERS):
+        return None
+    arguments = (frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount])
+    return next((given for given in arguments if isinstance(given, Mapping)), None)
 
 
 def _running_model(frames) -> nn.Module | None:
@@ -69,12 +79,16 @@ def _parts(node: Any, path: str = '') -> Iterator[tuple[str, Mapping]]:
 
 
 def _most_alike(cfg: Mapping, built: Mapping) -> tuple[str, Mapping] | None:
-    """The dict of the same type with the most fields in common: what is built has often been changed on the way."""
+    """The dict of the same type, else the one at the top without a type, that has the most fields in common: what is
+    built has often been changed on the way."""
 
     def common(part):
         return sum(key in built and built[key] == value for key, value in part[1].items())
 
     parts = [part for part in _parts(cfg) if _kind(part[1]) == _kind(built)]
+    if not parts:  # loaders and loops need no type
+        untyped = ((name, part) for name, part in cfg.items() if isinstance(part, Mapping) and 'type' not in part)
+        parts = [part for part in untyped if common(part)]
     return max(parts, key=common, default=None)
 
 
@@ -101,4 +115,4 @@ def _in_words(path: str, part: Mapping) -> str:
         return text if len(text) <= _LONGEST else f'{text[: _LONGEST - 3]}...'
 
     fields = ', '.join(f'{key}={short(value)}' for key, value in part.items() if key != 'type')
-    return f'{path}: {part.get("type")}({fields})'
+    return f'{path}: {part["type"]}({fields})' if 'type' in part else f'{path}({fields})'

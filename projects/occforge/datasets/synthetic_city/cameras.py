@@ -8,6 +8,8 @@ from .rig import Camera, quaternion_matrix
 from .textures import LEVELS, SIZE, atlas
 from .world import Moment, World
 
+_CHUNK = 32768  # pixels shaded at once: what is computed in between stays in the cache
+
 
 def camera_pose(camera: Camera, ego: np.ndarray) -> np.ndarray:
     """(4, 4) camera to scene."""
@@ -59,8 +61,9 @@ def render(world: World, moment: Moment, intrinsic, pose, image_size, rng, with_
     sky = np.flatnonzero(primitive < 0)
     image[sky] = _sky(world, rays[sky], length[sky])
     seen = np.flatnonzero(primitive >= 0)
-    if len(seen):
-        image[seen] = _surfaces(world, moment, pose, rays, length, hits, seen, float(intrinsic[0, 0]))
+    for start in range(0, len(seen), _CHUNK):
+        part = seen[start : start + _CHUNK]
+        image[part] = _surfaces(world, moment, pose, rays, length, hits, part, float(intrinsic[0, 0]))
     picture = _develop(world, image.reshape(h, w, 3), rng)
     return (picture, depth.reshape(h, w).astype(np.float32)) if with_depth else picture
 
