@@ -293,6 +293,7 @@ def probe_ops() -> list:
 
 OCCFORGE = """
 import occforge
+occforge.register_all_modules()
 from mmdet3d.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 ours = sum(getattr(m, '__module__', '').startswith('occforge') for r in (DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS)
            for m in r.module_dict.values())

@@ -89,11 +89,38 @@ import torch
 assert not torch.cuda.is_initialized()
 compilers = [entry for entry in started if any(word in str(entry) for word in ('gcc', 'g++', 'c++', 'nvcc', 'ninja'))]
 assert not compilers, compilers
-from mmdet3d.registry import HOOKS, MODELS
+occforge.register_all_modules()
+from mmdet3d.registry import HOOKS
 assert 'OccupancyVisHook' in HOOKS.module_dict
 print('fine')
 """)
     assert out.endswith('fine\n')
+
+
+@pytest.mark.parametrize('before', ['', "import mmengine.hooks; assert mmengine.registry.HOOKS.get('LoggerHook')"])
+def test_registries_import_when_they_are_asked(before):
+    """The import alone brings in no module of a system, ours or mmdet3d's: it takes a fraction of a second."""
+    out = run(f"""
+import sys
+{before}
+known = set(sys.modules)
+import occforge
+heavy = [n for n in set(sys.modules) - known if n.startswith(('mmdet3d.models', 'mmdet3d.datasets', 'mmdet.models'))]
+assert not heavy, heavy
+assert not [n for n in sys.modules if n.startswith('occforge.models')]
+from mmdet3d.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import HOOKS, LOOPS, RUNNERS, DefaultScope
+assert MODELS.get('FusionOCC').__module__ == 'occforge.systems.fusionocc.fusion_occ'
+assert 'NuScenesOccDataset' in DATASETS and METRICS.get('RayIoU') and 'OccEpochTrainLoop' in LOOPS
+assert RUNNERS.get('OccRunner') is occforge.engine.OccRunner
+print('fine')
+""")
+    assert out.endswith('fine\n')
+
+
+def test_an_attribute_that_there_is_not():
+    with pytest.raises(AttributeError, match="module 'occforge' has no attribute 'modles'"):
+        _ = occforge.modles
 
 
 def test_without_the_library_one_warning(tmp_path):

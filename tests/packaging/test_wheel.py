@@ -70,6 +70,7 @@ import occforge, torch
 from pathlib import Path
 where = Path(occforge.__file__).resolve()
 from mmdet3d.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
+occforge.register_all_modules()
 ours = {c.__name__ for r in (DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS) for c in r.module_dict.values()
         if getattr(c, '__module__', '').startswith('occforge')}
 from occforge.ops import _backend
@@ -88,9 +89,10 @@ print(' '.join(sorted(ours)))
     assert done.returncode == 0, done.stderr[-3000:]
     where, ours = done.stdout.splitlines()[-2:]
     assert where.startswith(str(tmp_path)), where
-    import occforge  # noqa: F401
+    import occforge
     from mmdet3d.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 
+    occforge.register_all_modules()
     here = {
         c.__name__
         for r in (DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS)
