@@ -109,6 +109,7 @@ image_epochs = 0  # so many of the first epochs teach the image branch alone, in
 max_epochs = 5
 lr = 1.2e-2
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+train_dataloader = dict(batch_size=1)  # of a few minutes' samples more is learnt in steps of one than of two
 # Of a few hundred steps each must count: kernels by orthogonalised momentum, norms and biases by AdamW with a memory
 # of 100 steps.
 optim_wrapper = dict(optimizer=dict(type='MuonAdamW', betas=(0.9, 0.99)))

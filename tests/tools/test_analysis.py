@@ -241,7 +241,7 @@ def test_the_loader_benchmark(tmp_path, capsys):
     assert loader.stage_table(dict(a=0.01, b=0.03)) == [('b', 30.0, 0.75), ('a', 10.0, 0.25)]
     loader.main([LIDAR_ONLY, '--random', '--samples', '2', '--workers', '0', '--out', str(tmp_path / 'speed.json')])
     out = capsys.readouterr().out
-    assert 'limits: ' in out and '0 workers, batches of 2: ' in out
+    assert 'limits: ' in out and '0 workers, batches of 1: ' in out
     document = json.loads((tmp_path / 'speed.json').read_text())
     assert document['samples_per_second']['0'] > 0 and 'LoadOccGTFromFile' in document['milliseconds']
     assert 'no such column' not in out

@@ -80,7 +80,7 @@ lidar_train_pipeline = [_base_.load_labels, *read_points, flip_train, pack]
 lidar_test_pipeline = [_base_.load_labels, *read_points, flip_test, pack]
 
 train_dataloader = dict(
-    batch_size=1,  # of a few minutes' samples more is learnt in steps of one than of two
+    batch_size=2,
     num_workers=1,
     dataset=dict(data_root=data_root, pipeline=train_pipeline, num_adjacent=lidar_frames),
 )
