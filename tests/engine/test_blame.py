@@ -105,6 +105,9 @@ def test_a_loader_and_a_loop():
     with pytest.raises(TypeError) as caught:
         runner.build_train_loop(loop)
     assert part_of_config(caught.value, cfg) == "train_cfg(by_epoch=True, max_epochs=['wrong', 1])"
+    # a field in common with a loop does not make a hook that the config does not name a part of it
+    error = error_of(HOOKS.build, dict(type='LoggerHook', by_epoch=True))
+    assert part_of_config(error, cfg) is None
 
 
 def test_nothing_of_the_config():

@@ -109,7 +109,7 @@ heavy = [n for n in set(sys.modules) - known if n.startswith(('mmdet3d.models', 
 assert not heavy, heavy
 assert not [n for n in sys.modules if n.startswith('occforge.models')]
 from mmdet3d.registry import DATASETS, METRICS, MODELS
-from mmengine.registry import HOOKS, LOOPS, RUNNERS, DefaultScope
+from mmengine.registry import LOOPS, RUNNERS
 assert MODELS.get('FusionOCC').__module__ == 'occforge.systems.fusionocc.fusion_occ'
 assert 'NuScenesOccDataset' in DATASETS and METRICS.get('RayIoU') and 'OccEpochTrainLoop' in LOOPS
 assert RUNNERS.get('OccRunner') is occforge.engine.OccRunner

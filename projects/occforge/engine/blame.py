@@ -30,7 +30,7 @@ def part_of_config(error: BaseException, cfg: Config | Mapping) -> str | None:
         owner = inner.get('self')
         built = _built(frame)
         if built is not None:
-            found = _most_alike(cfg, built)
+            found = _most_alike(cfg, built, untyped=frame.f_code.co_filename.endswith('runner.py'))
         elif id(owner) in names:
             found = _module_config(cfg.get('model') or {}, names[id(owner)])
         else:
@@ -78,17 +78,17 @@ def _parts(node: Any, path: str = '') -> Iterator[tuple[str, Mapping]]:
         yield from _parts(value, f'{path}.{key}' if path else str(key))
 
 
-def _most_alike(cfg: Mapping, built: Mapping) -> tuple[str, Mapping] | None:
-    """The dict of the same type, else the one at the top without a type, that has the most fields in common: what is
-    built has often been changed on the way."""
+def _most_alike(cfg: Mapping, built: Mapping, untyped: bool = False) -> tuple[str, Mapping] | None:
+    """The dict of the same type with the most fields in common: what is built has often been changed on the way.
+    With ``untyped``, if there is none, a dict at the top that has no type: loaders and loops need none."""
 
     def common(part):
         return sum(key in built and built[key] == value for key, value in part[1].items())
 
     parts = [part for part in _parts(cfg) if _kind(part[1]) == _kind(built)]
-    if not parts:  # loaders and loops need no type
-        untyped = ((name, part) for name, part in cfg.items() if isinstance(part, Mapping) and 'type' not in part)
-        parts = [part for part in untyped if common(part)]
+    if untyped and not parts:
+        tops = ((name, part) for name, part in cfg.items() if isinstance(part, Mapping) and 'type' not in part)
+        parts = [part for part in tops if common(part)]
     return max(parts, key=common, default=None)
 
 
