@@ -6,6 +6,10 @@ tools/eval_occ.py PREDICTIONS data/nuscenes/gts --infos data/nuscenes/nuscenes_i
 PREDICTIONS: <token>.npz with (X, Y, Z) labels 0..17, as tools/test.py --out FOLDER writes them and as the Occ3D
 challenge takes them. GTS: Occ3D's <scene>/<token>/labels.npz. mIoU and geometric IoU without a mask and under both
 masks, by class and distance; with --infos also RayIoU, whose rays start at the LiDAR's positions in the scene.
+
+Against labels finer than the predictions by a whole factor, where a prediction holds for all fine voxels inside:
+
+tools/eval_occ.py PREDICTIONS data/synthetic_city_fine/gts --label-file labels_4x.npz
 """
 
 import argparse
@@ -21,6 +25,12 @@ def parse_args(arguments=None):
         '--infos',
         metavar='FILE',
         help='info file: its samples are scored, and all must be there (default: the samples that have a prediction)',
+    )
+    parser.add_argument(
+        '--label-file',
+        default='labels.npz',
+        metavar='NAME',
+        help='label files of another name, in any form and as fine as occforge.datasets.fine_labels says',
     )
     parser.add_argument(
         '--eval-mask',
@@ -50,7 +60,7 @@ def main(arguments=None) -> None:
         from occforge.evaluation.results import percent, write_results
 
         predictions = find_files(args.predictions, 'predictions')
-        labels = find_files(args.labels, 'labels')
+        labels = find_files(args.labels, 'labels', args.label_file)
         tokens, origins = choose_samples(predictions, labels, args.infos)
         metrics = [OccupancyMetric(eval_mask=args.eval_mask)]
         if origins and not args.no_rays:
@@ -62,7 +72,7 @@ def main(arguments=None) -> None:
 
             os.makedirs(args.out_dir, exist_ok=True)
             documents = [metric.document for metric in metrics]
-            origin = dict(predictions=args.predictions, labels=args.labels, infos=args.infos)
+            origin = {name: getattr(args, name) for name in ('predictions', 'labels', 'label_file', 'infos')}
             write_results(os.path.join(args.out_dir, 'results.json'), documents, **origin)
             MetricsTable(os.path.join(args.out_dir, 'metrics.csv')).add(dict(phase='test', **results))
         names = {'no mask': 'no_mask', 'camera mask': 'camera_mask', 'LiDAR mask': 'lidar_mask'}

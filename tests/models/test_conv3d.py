@@ -13,18 +13,22 @@ from torch import nn
         dict(kernel_size=(1, 3, 5), padding=(0, 1, 2), stride=(1, 2, 1)),
         dict(kernel_size=(3, 1, 3), padding=(2, 0, 1), dilation=(2, 1, 1), groups=2),
         dict(kernel_size=1),
+        dict(kernel_size=1, stride=(1, 2, 2)),
+        dict(kernel_size=1, groups=2),
+        dict(kernel_size=1, padding=1),
         dict(kernel_size=3, padding=1, padding_mode='circular'),
         dict(kernel_size=3, padding='same'),
     ],
     ids=str,
 )
 @pytest.mark.parametrize('shape', [(1, 16, 4, 41, 43), (2, 16, 4, 41, 43), (1, 16, 3, 5, 6)])
-def test_as_torch(shape, options, bias):
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_as_torch(layout, shape, options, bias):
     torch.manual_seed(0)
     own = Conv3d(16, 8, bias=bias, **options)
     other = nn.Conv3d(16, 8, bias=bias, **options)
     other.load_state_dict(own.state_dict())
-    x = torch.randn(shape)
+    x = torch.randn(shape).contiguous(memory_format=layout)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
     answers = [layer(value) for layer, value in zip((own, other), inputs)]
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
@@ -45,6 +49,14 @@ def test_a_single_small_volume_reaches_onednn():
         names.append({event.key for event in profile.key_averages()})
     assert 'aten::mkldnn_convolution' in names[0]
     assert 'aten::slow_conv3d' in names[1], 'torch has changed its mind: Conv3d need not turn volumes any more'
+
+
+def test_one_voxel_of_channels_last_is_a_product():
+    layer, x = Conv3d(64, 32, 1), torch.zeros(1, 64, 4, 50, 50).contiguous(memory_format=torch.channels_last_3d)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        answer = layer(x)
+    assert 'aten::linear' in {event.key for event in profile.key_averages()}
+    assert answer.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_traced_as_a_plain_convolution():

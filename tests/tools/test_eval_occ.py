@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from occforge.datasets import NuScenesOccDataset
+from occforge.datasets.fine_labels import FineLabels, write_fine_labels
 from occforge.datasets.info_files import load_infos
 from occforge.datasets.occ3d import read_labels
 from occforge.evaluation import OccupancyMetric, RayIoU
@@ -98,6 +99,40 @@ def test_without_an_info_file(world, tmp_path):
     assert done.returncode == 2 and '4 of the 6 samples' in done.stderr and 'have no prediction' in done.stderr
 
 
+@pytest.mark.parametrize('storage', ['dense', 'packed', 'counts'])
+def test_labels_finer_than_the_predictions(world, tmp_path, storage):
+    """Each voxel of the coarse labels as 2 x 2 x 2 equal ones: every IoU stays."""
+    coarse = run(world / 'pred', world / 'gts', '--out-dir', tmp_path / 'coarse')
+    assert coarse.returncode == 0, coarse.stderr
+    name = f'fine_{storage}.npz'
+    for path in (world / 'gts').rglob('labels.npz'):
+        truth = read_labels(path)
+        fine = [np.repeat(np.repeat(np.repeat(part, 2, 0), 2, 1), 2, 2) for part in truth]
+        labels = FineLabels(fine[0], mask_camera=fine[2], mask_lidar=fine[1])
+        if storage == 'dense':  # masks are then those of labels.npz
+            labels = FineLabels(fine[0])
+        write_fine_labels(path.with_name(name), labels, storage, (200, 200, 16))
+    done = run(world / 'pred', world / 'gts', '--label-file', name, '--out-dir', tmp_path / 'fine')
+    assert done.returncode == 0, done.stderr
+    coarse, fine = (json.loads((tmp_path / folder / 'results.json').read_text()) for folder in ('coarse', 'fine'))
+    assert fine['label_file'] == name
+    assert {key: 8 * number for key, number in coarse['voxels']['no_mask'].items()} == fine['voxels']['no_mask']
+    for key in ('mIoU/no_mask', 'mIoU/camera_mask', 'mIoU/lidar_mask', 'geo_IoU/no_mask', 'IoU/no_mask/car'):
+        assert fine['metrics'][key] == pytest.approx(coarse['metrics'][key], rel=1e-9), key
+
+
+def test_fine_labels_that_do_not_fit_are_named(world, tmp_path):
+    path = next((world / 'gts').rglob('labels.npz')).with_name('odd.npz')
+    np.savez(path, semantics=np.full((300, 400, 32), 17, np.uint8))
+    (tmp_path / 'pred').mkdir()
+    token = path.parent.name
+    (tmp_path / 'pred' / f'{token}.npz').write_bytes((world / 'pred' / f'{token}.npz').read_bytes())
+    done = run(tmp_path / 'pred', world / 'gts', '--label-file', 'odd.npz')
+    assert done.returncode == 2 and str(path) in done.stderr and '(300, 400, 32)' in done.stderr
+    done = run(world / 'pred', world / 'gts', '--label-file', 'absent.npz')
+    assert done.returncode == 2 and '<scene>/<token>/absent.npz' in done.stderr and done.stderr.count('\n') == 1
+
+
 @pytest.mark.parametrize(
     'content, message',
     [
@@ -128,7 +163,7 @@ def test_other_wrong_input_is_one_line(world, tmp_path):
         assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
     np.savez(tmp_path / 'stranger.npz', np.zeros((200, 200, 16), np.uint8))
     done = run(tmp_path, world / 'gts')
-    assert done.returncode == 2 and 'no labels.npz, the first: stranger' in done.stderr
+    assert done.returncode == 2 and 'have no labels, the first: stranger' in done.stderr
     done = run('--no-such-option')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
 

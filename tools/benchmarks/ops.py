@@ -306,21 +306,28 @@ def conv3d_rows():
         return
     from occforge.models.conv3d import Conv3d
 
-    channels, grid = 64, (4, 50, 50)
-    layer, plain = Conv3d(channels, channels, 3, padding=1), torch.nn.Conv3d(channels, channels, 3, padding=1)
-    plain.load_state_dict(layer.state_dict())
-    volume = torch.randn(1, channels, *grid).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    upstream = torch.randn_like(volume)
+    shapes = {
+        '64 x 4 x 50 x 50': (64, 64, 3, (4, 50, 50)),
+        '16 x 200 x 200 x 16, kernel 1, channels last': (16, 8, 1, (200, 200, 16)),
+    }
+    for shape, (channels, width, kernel, grid) in shapes.items():
+        layer, plain = (kind(channels, width, kernel, padding=kernel // 2) for kind in (Conv3d, torch.nn.Conv3d))
+        plain.load_state_dict(layer.state_dict())
+        volume = torch.randn(1, channels, *grid).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+        upstream = torch.randn_like(layer(volume))
 
-    def both(conv):
-        return lambda: torch.autograd.grad(conv(volume), (volume, *conv.parameters()), upstream)
+        def forward(conv, volume=volume):
+            return lambda: conv(volume)
 
-    torch.testing.assert_close(layer(volume), plain(volume), rtol=1e-4, atol=1e-4)
-    moved = 4 * (2 * volume.numel() + layer.weight.numel())
-    flops = 2 * 27 * channels * volume.numel()
-    name = '3D convolution of one sample, 64 x 4 x 50 x 50'
-    yield f'{name} forward', lambda: layer(volume), {'torch.nn.Conv3d': lambda: plain(volume)}, moved, flops
-    yield f'{name} forward+backward', both(layer), {'torch.nn.Conv3d': both(plain)}, 3 * moved, 3 * flops
+        def both(conv, volume=volume, upstream=upstream):
+            return lambda: torch.autograd.grad(conv(volume), (volume, *conv.parameters()), upstream)
+
+        torch.testing.assert_close(layer(volume), plain(volume), rtol=1e-4, atol=1e-4)
+        moved = 4 * (volume.numel() + upstream.numel() + layer.weight.numel())
+        flops = 2 * kernel**3 * channels * upstream.numel()
+        name = f'3D convolution of one sample, {shape}'
+        yield f'{name} forward', forward(layer), {'torch.nn.Conv3d': forward(plain)}, moved, flops
+        yield f'{name} forward+backward', both(layer), {'torch.nn.Conv3d': both(plain)}, 3 * moved, 3 * flops
 
 
 def confusion_rows():

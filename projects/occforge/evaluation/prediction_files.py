@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from occforge.datasets.fine_labels import CellCounts, read_fine_labels
 from occforge.datasets.info_files import load_infos
 from occforge.datasets.occ3d import NUM_CLASSES, read_labels, read_npz
 from occforge.datasets.ray_origins import scene_ray_origins
 from occforge.errors import DataError
 
+LABEL_FILE = 'labels.npz'  # Occ3D's
 PREDICTION_KEYS = ('arr_0', 'pred', 'semantics')  # the challenge's, SparseOcc's, that of label files
 
 
@@ -45,12 +47,13 @@ def read_prediction(path: str | os.PathLike) -> np.ndarray:
     return array.astype(np.uint8, copy=False)
 
 
-def find_files(folder: str | os.PathLike, role: str) -> dict:
+def find_files(folder: str | os.PathLike, role: str, label_file: str = LABEL_FILE) -> dict:
     """{token: path} of a folder of predictions (``<token>.npz``) or labels (``.../<token>/labels.npz``).
 
     Args:
         folder: searched with all that is below it.
         role: 'predictions' or 'labels'.
+        label_file: name of the label files.
 
     Raises:
         DataError: there is no such folder, it holds none, or two of one token.
@@ -58,11 +61,14 @@ def find_files(folder: str | os.PathLike, role: str) -> dict:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f'{folder}: no such folder')
-    pattern = '<token>.npz' if role == 'predictions' else '<scene>/<token>/labels.npz'
+    pattern = '<token>.npz' if role == 'predictions' else f'<scene>/<token>/{label_file}'
     files: dict = {}
     for parent, _, names in os.walk(folder):
         for name in names:
-            if not name.endswith('.npz') or name.startswith('.') or (role == 'labels') != (name == 'labels.npz'):
+            if role == 'labels':
+                if name != label_file:
+                    continue
+            elif not name.endswith('.npz') or name.startswith('.') or name == LABEL_FILE:
                 continue
             path = os.path.join(parent, name)
             token = os.path.basename(parent) if role == 'labels' else name.removesuffix('.npz')
@@ -100,25 +106,41 @@ def choose_samples(predictions: dict, labels: dict, info_file: str | None) -> tu
             )
     absent = [token for token in tokens if token not in labels]
     if absent:
-        raise DataError(f'{len(absent)} of {len(tokens)} tokens have no labels.npz, the first: {absent[0]}')
+        raise DataError(f'{len(absent)} of {len(tokens)} tokens have no labels, the first: {absent[0]}')
     return tokens, origins
+
+
+def read_truth(path: str) -> tuple[dict, tuple]:
+    """``gt_occ`` of a label file as metrics take it, and the grid (X, Y, Z) that a prediction's must divide."""
+    names = ('semantics', 'mask_lidar', 'mask_camera')
+    coarse = os.path.join(os.path.dirname(path), LABEL_FILE)
+    if path == coarse:
+        arrays = dict(zip(names, read_labels(path, grid_size=None, ignore_label=255)))
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}, arrays['semantics'].shape
+    labels = read_fine_labels(path, coarse if os.path.exists(coarse) else None)
+    if isinstance(labels, CellCounts):
+        return dict(fine={name: torch.as_tensor(value) for name, value in labels._asdict().items()}), labels.grid
+    semantics, camera, lidar = labels.dense()
+    everywhere = np.ones((len(semantics), 1, 1), dtype=np.uint8)
+    masks = [everywhere if mask is None else mask for mask in (lidar, camera)]
+    return {name: torch.from_numpy(array) for name, array in zip(names, (semantics, *masks))}, semantics.shape
 
 
 def load_samples(
     tokens: Sequence[str], predictions: dict, labels: dict, origins: dict, workers: int = 2
 ) -> Iterator[dict]:
-    """The samples in order, as metrics take them; read ahead by threads (reading is mostly inflating)."""
+    """The samples in order, as metrics take them; read ahead by threads (reading is mostly inflating).
+
+    Label files that are not called ``labels.npz`` may hold any form of ``occforge.datasets.fine_labels``; masks that
+    they lack are those of the ``labels.npz`` beside them.
+    """
 
     def load(token):
-        truth = read_labels(labels[token], grid_size=None, ignore_label=255)
+        truth, grid = read_truth(labels[token])
         pred = read_prediction(predictions[token])
-        fits = all(t % p == 0 for t, p in zip(truth.semantics.shape, pred.shape))
-        if not fits:
-            raise DataError(
-                f'{predictions[token]}: shape {pred.shape}, expected {truth.semantics.shape} as in {labels[token]}'
-            )
-        arrays = dict(zip(('semantics', 'mask_lidar', 'mask_camera'), map(torch.from_numpy, truth)))
-        sample = dict(token=token, pred_occ=dict(semantics=torch.from_numpy(pred)), gt_occ=arrays)
+        if any(t % p for t, p in zip(grid, pred.shape)):
+            raise DataError(f'{predictions[token]}: shape {pred.shape}, expected {grid} as in {labels[token]}')
+        sample = dict(token=token, pred_occ=dict(semantics=torch.from_numpy(pred)), gt_occ=truth)
         return dict(sample, ray_origins=origins[token]) if origins else sample
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
