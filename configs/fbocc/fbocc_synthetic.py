@@ -128,8 +128,9 @@ train_pipeline = [
 ]
 test_pipeline = [_base_.read_images_test, _base_.flip_test, _base_.load_labels, _base_.pack]
 train_dataloader = dict(
+    batch_size=1,  # of a few minutes' samples more is learnt in steps of one than of two
     sampler=dict(shuffle=False),
-    batch_sampler=dict(type='SequenceBatchSampler'),
+    batch_sampler=dict(type='SequenceBatchSampler', interleave=8),
     dataset=dict(pipeline=train_pipeline, num_adjacent=0, sequences_split_num=1),
 )
 val_dataloader = dict(
@@ -140,8 +141,12 @@ test_dataloader = val_dataloader
 
 custom_hooks = [dict(type='HistoryHook', start_epoch=1)]
 
-max_epochs = 8
-lr = 3e-3
+max_epochs = 3
+lr = 1.2e-2
 train_cfg = dict(val_interval=max_epochs)
+# see fusion_occ_synthetic.py
+optim_wrapper = dict(optimizer=dict(type='MuonAdamW', betas=(0.9, 0.99)))
+
+channels_last = True
 
 linked_fields = [dict(name='use_mask', value=use_mask, to='model.use_mask')]

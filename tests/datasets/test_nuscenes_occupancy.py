@@ -253,6 +253,7 @@ def test_frames_know_their_sequence(world):
     np.testing.assert_allclose(moved, np.linalg.inv(before) @ place, atol=1e-6)
     meta = data[3]['data_samples'].metainfo
     assert meta['prev_token'] == 'token02' and meta['sequence_group_idx'] == 1 and not meta['start_of_sequence']
+    assert 'sequence_visit' not in meta and data[Visit(3, 2)]['data_samples'].sequence_visit == 2
     # whole scenes; parts of the data; no sequences
     assert dataset(world, sequences_split_num=1).sequence_groups.tolist() == [0] * 4 + [1] * 4
     assert dataset(world, sequences_split_num=1, indices=5).sequence_groups.tolist() == [0] * 4 + [1]

@@ -72,6 +72,41 @@ def test_resuming_skips_without_changing_what_follows():
         assert len(list(sampler)) == len(sampler)  # the skip holds once
 
 
+@pytest.mark.parametrize(('batch_size', 'world', 'interleave'), [(1, 1, 4), (2, 2, 2), (1, 2, 5)])
+def test_interleaved_sequences_are_whole_and_in_order(batch_size, world, interleave):
+    groups = source().dataset.sequence_groups
+    visits, mixed = Counter(), 0
+    for rank in range(world):
+        shown = batches(15, batch_size, rank, world, interleave=interleave)
+        for place in range(batch_size):
+            under_way = {}  # (sequence, visit) -> its latest frame
+            for frame in (batch[place] for batch in shown):
+                key = groups[frame.index], frame.visit
+                begins = frame.index == 0 or groups[frame.index - 1] != groups[frame.index]
+                assert begins if key not in under_way else frame.index == under_way.pop(key) + 1
+                if frame.index + 1 < len(groups) and groups[frame.index + 1] == groups[frame.index]:
+                    under_way[key] = frame.index
+                assert len(under_way) <= interleave
+                mixed = max(mixed, len(under_way))
+                visits[frame] += 1
+    assert mixed == interleave and max(visits.values()) == 1
+    assert {visit.index for visit in visits} == set(range(len(groups)))
+
+
+def test_interleaved_sequences_resume():
+    whole = batches(3, 2, interleave=3)
+    sampler = SequenceBatchSampler(source(), 2, interleave=3)
+    for done in (1, len(sampler), 2 * len(sampler) + 5):
+        sampler.sampler.epoch, inside = divmod(done, len(sampler))
+        sampler.skip_batches(inside)
+        assert list(sampler) == whole[done : (sampler.sampler.epoch + 1) * len(sampler)]
+
+
+def test_no_more_are_interleaved_than_there_are():
+    assert SequenceBatchSampler(source(), 3, rank_and_world=(0, 1), interleave=8).interleave == len(LENGTHS) // 3
+    assert batches(2, 3, interleave=8) == batches(2, 3, interleave=3)
+
+
 def test_seeds_differ():
     assert batches(1, 2) == batches(1, 2) != batches(1, 2, seed=1)
 
@@ -100,6 +135,8 @@ def test_testing_shows_every_frame_once_in_order(world, batch_size):
 def test_bad_data_sets_are_refused():
     with pytest.raises(ConfigError, match='10 sequences for 12 places'):
         SequenceBatchSampler(source(), 3, rank_and_world=(0, 4))
+    with pytest.raises(ConfigError, match='interleave is 0'):
+        SequenceBatchSampler(source(), 3, rank_and_world=(0, 1), interleave=0)
     plain = SimpleNamespace(dataset=SimpleNamespace(sequence_groups=None), seed=0, epoch=0)
     for kind in (SequenceBatchSampler, SequenceTestBatchSampler):
         with pytest.raises(ConfigError, match='sequences_split_num'):

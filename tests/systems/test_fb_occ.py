@@ -315,6 +315,10 @@ def test_frames_out_of_order_are_an_error():
         probabilities(model, tiny_frame(0, 2))
     with pytest.raises(DataError, match='sequence 1 continues, but nothing of it is remembered'):
         probabilities(model, tiny_frame(1, 2))
+    model.memory('eval').joins = 1  # so many may be met in their middle
+    probabilities(model, tiny_frame(1, 2))
+    with pytest.raises(DataError, match='sequence 2 continues, but nothing of it is remembered'):
+        probabilities(model, tiny_frame(2, 2))
     with pytest.raises(DataError, match='two frames of one sequence'):
         probabilities(model, tiny_frame(3, 0), tiny_frame(3, 1))
     frame = tiny_frame(0, 0)
@@ -322,6 +326,24 @@ def test_frames_out_of_order_are_an_error():
     bare.set_metainfo(dict(token='x', cam_names=['CAM_FRONT', 'CAM_BACK']))
     with pytest.raises(DataError, match=r'sample x: .*sequence_group_idx.*sequences_split_num'):
         probabilities(model, (frame[0], bare))
+
+
+def test_a_sequence_played_twice_at_once_has_two_memories():
+    """A place of a batch may begin a sequence anew while another place still plays it."""
+    model = tiny_model()
+
+    def frame(number, visit):
+        inputs, sample = tiny_frame(0, number)
+        sample.set_metainfo(dict(sequence_visit=visit))
+        return inputs, sample
+
+    alone = [probabilities(model, frame(number, 0))[0] for number in range(3)]
+    model.reset_history()
+    probabilities(model, frame(0, 0))
+    both = probabilities(model, frame(1, 0), frame(0, 1))
+    torch.testing.assert_close(both[0], alone[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[1], alone[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(probabilities(model, frame(2, 0))[0], alone[2], rtol=1e-4, atol=1e-5)
 
 
 def test_evaluation_leaves_the_memory_of_training_alone():
@@ -436,8 +458,9 @@ class _Runner:
 def test_hook_switches_the_memory_on_and_wants_sequences():
     model = tiny_model(do_history=False)
     hook = HistoryHook(start_epoch=2)
-    runner = _Runner(model, SimpleNamespace(sequences=[[0]]))
+    runner = _Runner(model, SimpleNamespace(sequences=[[0]], batch_size=2, interleave=3))
     hook.before_train(runner)
+    assert model.memory('train').joins == 6  # the sequences under way when it begins to remember
     seen = []
     for runner.iter in (0, 19, 20, 21):
         hook.before_train_iter(runner, 0)

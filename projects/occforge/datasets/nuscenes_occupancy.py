@@ -66,7 +66,8 @@ class NuScenesOccDataset(BaseDataset):
     * in testing ``ray_origins``: (T, 3) float64 metres, key ego frame, where the rays of RayIoU start;
     * with ``sequences_split_num``, for models that remember: ``sequence_group_idx``, ``start_of_sequence``,
       ``end_of_sequence``, ``prev_token`` (of the frame before in its sequence, '' at its start) and
-      ``curr_to_prev_ego_rt`` (4, 4) float64, the ego pose of this frame in that one, both at the LiDAR's moment;
+      ``curr_to_prev_ego_rt`` (4, 4) float64, the ego pose of this frame in that one, both at the LiDAR's moment; and
+      ``sequence_visit``, how often the sequence was played before, where a sampler asks for a ``Visit``;
     * ``lidar_path``, ``camera_names``, ``test_mode``, ``data_root``, ``source`` (the info file's name, for messages).
 
     The key frames are sorted by time, scene by scene. All annotations live in one buffer (mmengine's
@@ -280,6 +281,8 @@ class NuScenesOccDataset(BaseDataset):
         info['test_mode'] = self.test_mode
         if self.label_map is not None:
             info['label_map'] = self.label_map
+        if visit is not None:
+            info['sequence_visit'] = visit
         # The test set is the same in every epoch.
         epoch, seed = self._clock[0], self._clock[1]
         drawn = [idx] if visit is None else [idx, visit]

@@ -43,6 +43,10 @@ class SequenceBatchSampler(Sampler):
     process and one place. Which batch comes when depends on the seed and G alone; epochs cut the stream into equal
     pieces, sequences go on from one epoch to the next.
 
+    Neighbouring frames show much the same, which small batches learn badly from. With ``interleave`` each place has so
+    many sequences under way (G as many times larger) and shows a frame of a randomly chosen one at a time; the model
+    must remember ``interleave`` x batch size sequences (FBOCC: 16 or the batch size).
+
     Args:
         sampler: mmengine's DefaultSampler; gives the dataset, the seed and the epoch.
         batch_size: of this process.
@@ -50,6 +54,7 @@ class SequenceBatchSampler(Sampler):
             passes, the length of the class-balanced data set that they never resample.
         seed: of the order; default the sampler's.
         rank_and_world: this process's number and how many there are; default: the process group's.
+        interleave: sequences that a place has under way; fewer where there are not so many.
 
     Yields lists of ``Visit``: the sample's index and how often its sequence has been played before.
 
@@ -64,7 +69,10 @@ class SequenceBatchSampler(Sampler):
         epoch_factor: float = 1.0,
         seed: int | None = None,
         rank_and_world: tuple[int, int] | None = None,
+        interleave: int = 1,
     ):
+        if interleave < 1:
+            raise ConfigError(f'SequenceBatchSampler.interleave is {interleave}, expected 1 or more')
         self.sampler, self.batch_size = sampler, batch_size
         self.sequences = _sequences(sampler, type(self).__name__)
         self.rank, self.world = rank_and_world or get_dist_info()
@@ -75,6 +83,7 @@ class SequenceBatchSampler(Sampler):
                 f'{len(self.sequences)} sequences for {places} places ({self.world} processes x batch size '
                 f"{batch_size}): raise the dataset's sequences_split_num or take a smaller batch"
             )
+        self.interleave = min(interleave, len(self.sequences) // places)
         samples = sum(len(sequence) for sequence in self.sequences)
         self._length = max(1, int(samples // places * epoch_factor))
         self._skip = 0
@@ -91,12 +100,24 @@ class SequenceBatchSampler(Sampler):
         start = getattr(self.sampler, 'epoch', 0) * self._length + first
         stream = _Stream(len(self.sequences), self.seed)
         places = self.world * self.batch_size
+        end = start + self._length - first
+        turns = torch.randint(self.interleave, (end,), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        shown = [turns[:start].count(turn) for turn in range(self.interleave)]
         players = [
-            _player(self.sequences, stream, self.rank * self.batch_size + place, places, start)
-            for place in range(self.batch_size)
+            [
+                _player(
+                    self.sequences,
+                    stream,
+                    (turn * self.world + self.rank) * self.batch_size + place,
+                    places * self.interleave,
+                    shown[turn],
+                )
+                for place in range(self.batch_size)
+            ]
+            for turn in range(self.interleave)
         ]
-        for _ in range(self._length - first):
-            yield [next(player) for player in players]
+        for turn in turns[start:]:
+            yield [next(player) for player in players[turn]]
 
 
 class _Stream:

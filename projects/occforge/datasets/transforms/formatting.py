@@ -35,6 +35,7 @@ META_KEYS = (
     'flip_dx',
     'flip_dy',
     'sequence_group_idx',
+    'sequence_visit',
     'start_of_sequence',
     'end_of_sequence',
     'prev_token',

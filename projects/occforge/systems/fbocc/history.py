@@ -43,8 +43,11 @@ class FrameInfo(NamedTuple):
                 f'sample {meta.get("token")}: the meta information lacks {", ".join(missing)}, which temporal fusion '
                 'needs: set the dataset field sequences_split_num'
             )
+        key = int(meta['sequence_group_idx'])
+        if 'sequence_visit' in meta:  # it may be played twice at the same time, by places of different progress
+            key = f'{key} (visit {meta["sequence_visit"]})'
         return cls(
-            int(meta['sequence_group_idx']),
+            key,
             bool(meta['start_of_sequence']),
             torch.as_tensor(meta['curr_to_prev_ego_rt'], dtype=torch.float64),
             meta.get('token'),
@@ -75,10 +78,11 @@ class HistoryMemory:
     Args:
         max_sequences: so many are kept at most; the longest untouched one goes first. Sequences that end are dropped at
             once, so this only bounds what abandoned ones hold.
+        joins: so many sequences may be met in their middle without an error, as where training begins to remember.
     """
 
-    def __init__(self, max_sequences: int = 16):
-        self.max_sequences = max_sequences
+    def __init__(self, max_sequences: int = 16, joins: int = 0):
+        self.max_sequences, self.joins = max_sequences, joins
         self._states: OrderedDict = OrderedDict()
 
     def __len__(self):
@@ -88,7 +92,8 @@ class HistoryMemory:
         self._states.clear()
 
     def get(self, frame: FrameInfo) -> SequenceState | None:
-        """The state before ``frame``; None at the start of a sequence and while nothing at all is remembered.
+        """The state before ``frame``; None at the start of a sequence, while nothing at all is remembered, and for
+        ``joins`` sequences more.
 
         Raises:
             DataError: other sequences are remembered but not this one, or it was left at another frame: the frames do
@@ -101,6 +106,9 @@ class HistoryMemory:
             'Temporal fusion needs the frames of each sequence in order: use batch_sampler=dict('
             "type='SequenceBatchSampler') for training and 'SequenceTestBatchSampler' for testing"
         )
+        if state is None and self.joins > 0:
+            self.joins -= 1
+            return None
         if state is None:
             raise DataError(
                 f'frame {frame.token}: sequence {frame.sequence} continues, but nothing of it is remembered. {remedy}'

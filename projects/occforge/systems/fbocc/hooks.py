@@ -43,6 +43,8 @@ class HistoryHook(Hook):
                 f'temporal fusion needs the frames of a sequence in order, but train_dataloader has the batch sampler '
                 f"{type(sampler).__name__}: set batch_sampler=dict(type='SequenceBatchSampler')"
             )
+        under_way = getattr(sampler, 'batch_size', 1) * getattr(sampler, 'interleave', 1)
+        model.memory('train').joins = under_way
         if self.temporal_start_iter is None:
             self._start = round(self.start_epoch * len(runner.train_dataloader)) - 1
         else:
