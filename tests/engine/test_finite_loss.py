@@ -1,7 +1,11 @@
 """Losses and gradients that are not finite, float32 islands."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmengine.optim import LinearLR, OptimWrapper
 from mmengine.registry import MODELS
 from occforge.engine import OccAmpOptimWrapper, float32_island, read_checkpoint
 from occforge.engine.amp import make_float32_island
@@ -54,6 +58,20 @@ def test_the_guard_changes_nothing_of_a_sound_training(tmp_path):
     for name, fields in (('a', {}), ('b', guard()), ('c', guard(action='skip'))):
         assert run(tmp_path / name, OFF, **fields) == 0, output(tmp_path / name)
         assert_equal_training(weights(tmp_path / 'a'), weights(tmp_path / name))
+
+
+def test_schedulers_do_not_warn_of_the_guard():
+    """mmengine's schedulers mark the optimizer's step and warn where the mark is gone."""
+    wrapper = OptimWrapper(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+    scheduler = LinearLR(wrapper, start_factor=0.5, end=4)
+    hook, runner = FiniteLossHook(), SimpleNamespace(optim_wrapper=wrapper)
+    hook.before_train(runner)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        wrapper.step()
+        scheduler.step()
+    hook.after_train(runner)
+    assert wrapper.step._with_counter and wrapper._global_step == 0
 
 
 @pytest.mark.parametrize('world', [None, 2])

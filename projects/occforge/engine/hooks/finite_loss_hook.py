@@ -1,6 +1,6 @@
 """A loss or gradient that is not finite is noticed before it reaches the weights, and traced to its origin."""
 
-import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 
@@ -60,11 +60,12 @@ class FiniteLossHook(Hook):
         if not isinstance(wrapper, OptimWrapper):
             raise ConfigError('FiniteLossHook guards one optimizer; switch it off: default_hooks.finite_loss=None')
         self._update, self._step = wrapper.update_params, wrapper.step
-        wrapper.update_params, wrapper.step = self._guarded_update, self._guarded_step
+        # with the attributes of the one in its place: schedulers mark it and warn where the mark is gone
+        guarded_step = functools.update_wrapper(functools.partial(self._guarded_step), self._step)
+        wrapper.update_params, wrapper.step = self._guarded_update, guarded_step
 
     def after_train(self, runner) -> None:
-        with contextlib.suppress(AttributeError):
-            del runner.optim_wrapper.update_params, runner.optim_wrapper.step
+        runner.optim_wrapper.update_params, runner.optim_wrapper.step = self._update, self._step
         if self.skipped:
             runner.logger.warning(f'FiniteLossHook: {self.skipped} batches were skipped')
 
