@@ -54,7 +54,7 @@ def build(cfg, checkpoint: str):
             f'{cfg.filename}: model.type is {cfg.model.get("type")!r}, only FBOCC, {", ".join(UNIOCC)} can be exported'
         )
     init_default_scope('mmdet3d')
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(_cli.run(lambda: MODELS.build(cfg.model), cfg))
     load_partially(model, parse_load_from(checkpoint), min_loaded=1.0)
     model = getattr(model, 'tested', model)  # of teacher and student
     return model.eval()

@@ -23,6 +23,7 @@ import check_calibration
 import estimate_memory
 import get_flops
 import loader
+import model as model_benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -235,6 +236,16 @@ def test_flops_and_memory_of_a_config(tmp_path, capsys):
     one, three = (float(line.split()[3]) for line in lines if line.startswith('training'))
     kept = float(next(line for line in lines if line.startswith('kept')).split()[-3])
     assert three - one == pytest.approx(2 * kept, abs=0.03) and kept > 0.01
+
+
+@pytest.mark.parametrize('tool', [get_flops, estimate_memory, model_benchmark], ids=lambda tool: tool.__name__)
+def test_a_field_that_the_model_does_not_have_is_named_in_one_line(tool, capsys):
+    options = ['--random'] if tool is model_benchmark else []
+    with pytest.raises(SystemExit) as stop:
+        tool.main([LIDAR_ONLY, *options, '--cfg-options', '+model.lidar_encoder.no_such_field=1'])
+    assert stop.value.code == 2
+    text = capsys.readouterr().err
+    assert 'no_such_field' in text and 'while building model.lidar_encoder' in text and 'Traceback' not in text
 
 
 def test_the_loader_benchmark(tmp_path, capsys):

@@ -88,7 +88,7 @@ def main(argv=None):
         DefaultScope.get_instance('estimate_memory', scope_name=cfg.get('default_scope', 'mmdet3d'))
         with contextlib.nullcontext() if args.data_root else random_samples(cfg, 1):
             sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
-        model = MODELS.build(cfg.model)
+        model = _cli.run(lambda: MODELS.build(cfg.model), cfg)
         model.train()
         batch = model.data_preprocessor(pseudo_collate([sample]), True)
         print('one forward pass on the CPU: minutes for a model of official size', file=sys.stderr, flush=True)

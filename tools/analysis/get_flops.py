@@ -69,7 +69,7 @@ def main(argv=None):
         DefaultScope.get_instance('get_flops', scope_name=cfg.get('default_scope', 'mmdet3d'))
         with contextlib.nullcontext() if args.data_root else random_samples(cfg, 1):
             sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
-        model = MODELS.build(cfg.model)
+        model = _cli.run(lambda: MODELS.build(cfg.model), cfg)
         model.eval()
         batch = model.data_preprocessor(pseudo_collate([sample]), False)
         counts = count_flops(lambda: model(**batch, mode='predict'))

@@ -275,7 +275,7 @@ class Benchmark:
 
         self.cfg, self.args, self.device = cfg, args, device
         torch.manual_seed(0)
-        self.model = MODELS.build(cfg.model).to(device)
+        self.model = _cli.run(lambda: MODELS.build(cfg.model), cfg).to(device)
         if cfg.get('channels_last'):
             use_channels_last(self.model)
 
