@@ -139,7 +139,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 
-custom_hooks = [dict(type='HistoryHook', start_epoch=0)]  # a short training has no epochs to lose
+custom_hooks = [dict(type='HistoryHook')]  # from the first step: a short training has no epochs to lose
 
 max_epochs = 3
 lr = 1.2e-2

@@ -458,9 +458,10 @@ class _Runner:
 def test_hook_switches_the_memory_on_and_wants_sequences():
     model = tiny_model(do_history=False)
     hook = HistoryHook(start_epoch=2)
-    runner = _Runner(model, SimpleNamespace(sequences=[[0]], batch_size=2, interleave=3))
+    runner = _Runner(model, SimpleNamespace(sequences=[[0]], batch_size=3, interleave=8))
     hook.before_train(runner)
-    assert model.memory('train').joins == 6  # the sequences under way when it begins to remember
+    memory = model.memory('train')
+    assert memory.joins == memory.max_sequences == 24  # the sequences under way when it begins to remember
     seen = []
     for runner.iter in (0, 19, 20, 21):
         hook.before_train_iter(runner, 0)

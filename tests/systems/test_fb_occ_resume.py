@@ -89,4 +89,6 @@ def test_a_training_stopped_inside_its_sequences_goes_on_the_same(tmp_path, batc
     # it is the memory that does it
     checkpoint.with_name(f'{checkpoint.name}.temporal_rank0').unlink()
     forgetful, _ = train(path, tmp_path / 'forgetful', resume=str(checkpoint))
+    if interleave == 1:  # the step after the stop continues a sequence
+        assert forgetful[STOP + 1] != expected[STOP + 1]
     assert forgetful != found

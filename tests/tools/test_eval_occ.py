@@ -99,6 +99,12 @@ def test_without_an_info_file(world, tmp_path):
     assert done.returncode == 2 and '4 of the 6 samples' in done.stderr and 'have no prediction' in done.stderr
 
 
+def test_labels_as_predictions_are_right(world):
+    done = run(world / 'gts', world / 'gts', '--infos', world / 'nuscenes_infos_val.pkl')
+    assert done.returncode == 0, done.stderr
+    assert 'mIoU 100.00 (no mask)' in done.stdout and 'RayIoU 100.00' in done.stdout
+
+
 @pytest.mark.parametrize('storage', ['dense', 'packed', 'counts'])
 def test_labels_finer_than_the_predictions(world, tmp_path, storage):
     """Each voxel of the coarse labels as 2 x 2 x 2 equal ones: every IoU stays."""
@@ -163,7 +169,7 @@ def test_other_wrong_input_is_one_line(world, tmp_path):
         assert done.returncode == 2 and message in done.stderr and done.stderr.count('\n') == 1, done.stderr
     np.savez(tmp_path / 'stranger.npz', np.zeros((200, 200, 16), np.uint8))
     done = run(tmp_path, world / 'gts')
-    assert done.returncode == 2 and 'have no labels, the first: stranger' in done.stderr
+    assert done.returncode == 2 and 'no labels.npz, the first: stranger' in done.stderr
     done = run('--no-such-option')
     assert done.returncode == 2 and 'Traceback' not in done.stderr
 

@@ -343,7 +343,7 @@ class Benchmark:
         row.update(peak_bytes=peak, first_losses=losses[0], last_losses=losses[-1], steps_not_finite=bad)
         row['stages'] = self.stages(probe, probed[1], probed[2])
         if self.device.type == 'cuda':
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # what one precision has cached may be what the next one lacks
         return row
 
     def test(self, batches, precision):

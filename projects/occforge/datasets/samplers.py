@@ -45,7 +45,7 @@ class SequenceBatchSampler(Sampler):
 
     Neighbouring frames show much the same, which small batches learn badly from. With ``interleave`` each place has so
     many sequences under way (G as many times larger) and shows a frame of a randomly chosen one at a time; the model
-    must remember ``interleave`` x batch size sequences (FBOCC: 16 or the batch size).
+    remembers ``interleave`` x batch size sequences.
 
     Args:
         sampler: mmengine's DefaultSampler; gives the dataset, the seed and the epoch.

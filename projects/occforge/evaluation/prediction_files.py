@@ -48,7 +48,8 @@ def read_prediction(path: str | os.PathLike) -> np.ndarray:
 
 
 def find_files(folder: str | os.PathLike, role: str, label_file: str = LABEL_FILE) -> dict:
-    """{token: path} of a folder of predictions (``<token>.npz``) or labels (``.../<token>/labels.npz``).
+    """{token: path} of a folder of predictions (``<token>.npz``) or labels (``.../<token>/labels.npz``), which may also
+    stand in for predictions.
 
     Args:
         folder: searched with all that is below it.
@@ -64,14 +65,13 @@ def find_files(folder: str | os.PathLike, role: str, label_file: str = LABEL_FIL
     pattern = '<token>.npz' if role == 'predictions' else f'<scene>/<token>/{label_file}'
     files: dict = {}
     for parent, _, names in os.walk(folder):
+        is_label = role == 'labels' or LABEL_FILE in names  # labels may be scored as predictions
+        own = label_file if role == 'labels' else LABEL_FILE
         for name in names:
-            if role == 'labels':
-                if name != label_file:
-                    continue
-            elif not name.endswith('.npz') or name.startswith('.') or name == LABEL_FILE:
+            if name != own if is_label else not name.endswith('.npz') or name.startswith('.'):
                 continue
             path = os.path.join(parent, name)
-            token = os.path.basename(parent) if role == 'labels' else name.removesuffix('.npz')
+            token = os.path.basename(parent) if is_label else name.removesuffix('.npz')
             if token in files:
                 raise DataError(f'{folder}: two files for token {token}: {files[token]} and {path}')
             files[token] = path
@@ -106,7 +106,8 @@ def choose_samples(predictions: dict, labels: dict, info_file: str | None) -> tu
             )
     absent = [token for token in tokens if token not in labels]
     if absent:
-        raise DataError(f'{len(absent)} of {len(tokens)} tokens have no labels, the first: {absent[0]}')
+        name = os.path.basename(next(iter(labels.values())))
+        raise DataError(f'{len(absent)} of {len(tokens)} tokens have no {name}, the first: {absent[0]}')
     return tokens, origins
 
 

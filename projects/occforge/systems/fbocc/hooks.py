@@ -44,7 +44,8 @@ class HistoryHook(Hook):
                 f"{type(sampler).__name__}: set batch_sampler=dict(type='SequenceBatchSampler')"
             )
         under_way = getattr(sampler, 'batch_size', 1) * getattr(sampler, 'interleave', 1)
-        model.memory('train').joins = under_way
+        memory = model.memory('train')
+        memory.joins, memory.max_sequences = under_way, max(memory.max_sequences, under_way)
         if self.temporal_start_iter is None:
             self._start = round(self.start_epoch * len(runner.train_dataloader)) - 1
         else:
