@@ -124,6 +124,7 @@ def scannet_commands(commands):
         sub.add_argument('--workers', type=positive, help='processes (default: one a core, 4 at most)')
         sub.add_argument('--mask-root', help='folder of the masks (default: <root>/masks, where it exists)')
         sub.add_argument('--rec-dir', help='folder of the labelled reconstructions (default for mv: beside out-dir)')
+        sub.add_argument('--step', type=positive, help='every so many raw frames (default: 200, scenes: 40)')
         sub.add_argument('--num-sample', type=positive, default=20000, help='points of a frame (default: %(default)s)')
         sub.add_argument(
             '--camera', default='scannet', choices=('scannet', 'scenenn'), help='where a scene has no intrinsic.txt'
@@ -193,6 +194,7 @@ def scannet(args):
             args.camera,
             args.splits,
             args.seed,
+            args.step,
         )
         print_export(summary, 'frames' if stage == 'sv' else 'scenes')
     if args.pack_clip:

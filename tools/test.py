@@ -54,7 +54,7 @@ def main() -> None:
             is_file = args.out.endswith('.json')
             hooks.append(dict(type='ResultFilesHook', **{'out_file' if is_file else 'dump_dir': args.out}))
         if args.show_dir is not None:
-            hooks.append(dict(type='OccupancyVisHook', out_dir=args.show_dir, max_samples=args.show_samples))
+            hooks.append(dict(type='PredictionVisHook', out_dir=args.show_dir, max_samples=args.show_samples))
             if cfg.model.get('nerf_head') or cfg.model.get('detector', {}).get('nerf_head'):
                 hooks.append(dict(type='RenderedViewsHook', out_dir=args.show_dir, max_samples=args.show_samples))
         cfg.custom_hooks = hooks

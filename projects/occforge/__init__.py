@@ -13,7 +13,9 @@ from .version import __version__
 
 __all__ = ['__version__', 'register_all_modules']
 
-_REGISTERING = tuple(f'{__name__}.{name}' for name in 'datasets engine evaluation models systems visualization'.split())
+_REGISTERING = tuple(
+    f'{__name__}.{name}' for name in 'apis datasets engine evaluation models systems visualization'.split()
+)
 
 
 def register_all_modules() -> None:

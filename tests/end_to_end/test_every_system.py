@@ -14,7 +14,7 @@ import torch
 from mmdet3d.registry import DATASETS, MODELS
 from mmengine.registry import init_default_scope
 from occforge.apis import Inferencer
-from occforge.engine import load_config
+from occforge.engine import OccRunner, load_config
 from occforge.engine.checkpoint import write_checkpoint
 from occforge.visualization import read_image
 from shrink import shrink
@@ -102,6 +102,24 @@ def test_two_checkpoints_are_tested_as_their_mean(path, worlds, tmp_path):
     ]
     found = sorted((tmp_path / 'found').glob('*.npz'))
     assert found and all((np.load(each)['arr_0'] == sure).all() for each in found)
+
+
+@pytest.mark.parametrize('path', SYSTEMS)
+def test_pictures_of_a_test(path, worlds, tmp_path):
+    """What tools/test.py --show-dir adds."""
+    torch.manual_seed(0)
+    cfg = load_config(CONFIGS / path)
+    shrink(cfg, worlds['rooms' if path.startswith('ESAM') else 'city'])
+    cfg.work_dir, cfg.log_level = str(tmp_path / 'work'), 'WARNING'
+    look = dict(type='PredictionVisHook', out_dir=str(tmp_path / 'look'), max_samples=1)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), look]
+    OccRunner.from_cfg(cfg).test()
+    tasks = SYSTEMS[path]
+    pictures = sorted((tmp_path / 'look').iterdir())
+    assert len(pictures) == len(tasks)
+    for task, picture in zip(tasks, pictures):
+        assert len(tasks) == 1 or picture.stem.endswith(f'_{task}')
+        assert read_image(picture).std() > 5
 
 
 @pytest.mark.parametrize('path', SYSTEMS)

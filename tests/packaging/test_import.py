@@ -91,7 +91,7 @@ compilers = [entry for entry in started if any(word in str(entry) for word in ('
 assert not compilers, compilers
 occforge.register_all_modules()
 from mmdet3d.registry import HOOKS
-assert 'OccupancyVisHook' in HOOKS.module_dict
+assert 'PredictionVisHook' in HOOKS.module_dict
 print('fine')
 """)
     assert out.endswith('fine\n')

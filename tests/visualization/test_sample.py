@@ -1,8 +1,7 @@
-"""The picture of one sample, the hook that writes it, and the PNG file."""
+"""The picture of one sample, and the PNG file."""
 
 import ast
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import occforge.visualization as visualization
@@ -11,7 +10,6 @@ from occforge.datasets import occ3d
 from occforge.errors import DataError
 from occforge.visualization import draw_camera_grid, draw_occupancy_sample, read_image, write_png
 from occforge.visualization.sample import arrange_cameras, draw_errors_top, sample_iou
-from PIL import Image
 
 CAMERAS = ['CAM_FRONT_LEFT', 'CAM_FRONT', 'CAM_FRONT_RIGHT', 'CAM_BACK_LEFT', 'CAM_BACK', 'CAM_BACK_RIGHT']
 
@@ -76,39 +74,10 @@ def test_png_round_trip_and_bad_images(tmp_path):
         read_image(tmp_path / 'half.png')
 
 
-def test_hook_writes_one_picture_a_sample(tmp_path):
-    torch = pytest.importorskip('torch')
-    pytest.importorskip('mmdet3d')
-    from mmdet3d.registry import HOOKS
-    from mmdet3d.structures import Det3DDataSample
-    from mmengine.structures import BaseDataElement
-
-    paths = []
-    for name in CAMERAS:
-        (tmp_path / name).mkdir()
-        paths.append(str(tmp_path / name / 'x.png'))
-        write_png(paths[-1], np.zeros((9, 16, 3), np.uint8))
-    samples = []
-    for i in range(3):
-        sample = Det3DDataSample(
-            metainfo=dict(token=f't{i}', scene_name='scene-0001', img_path=paths, cam_names=CAMERAS)
-        )
-        sample.pred_occ = BaseDataElement(semantics=torch.from_numpy(grid(i)))
-        sample.gt_occ = BaseDataElement(
-            semantics=torch.from_numpy(grid(9)), mask_camera=torch.ones(occ3d.GRID_SIZE, dtype=torch.bool)
-        )
-        samples.append(sample)
-    hook = HOOKS.build(dict(type='OccupancyVisHook', out_dir=str(tmp_path / 'out'), max_samples=2, mask='camera'))
-    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=None))
-    hook.before_test_epoch(runner)
-    hook.after_test_iter(None, 0, None, samples[:1])
-    hook.after_test_iter(None, 1, None, samples[1:])
-    files = sorted(p.name for p in (tmp_path / 'out').iterdir())
-    assert files == ['scene-0001_t0.png', 'scene-0001_t1.png']
-    with Image.open(tmp_path / 'out' / files[0]) as image:
-        assert image.size[0] == 1920
-    with pytest.raises(ValueError, match='mask'):
-        HOOKS.build(dict(type='OccupancyVisHook', out_dir='x', mask='radar'))
+def test_pictures_side_by_side():
+    left, right = np.zeros((80, 90, 3), np.uint8), np.full((60, 70, 3), 255, np.uint8)
+    row = visualization.side_by_side(dict(a=left, b=right), gap=10)
+    assert row.shape == (80, 170, 3) and not row[50:, :90].any() and (row[50:60, 100:] == 255).all()
 
 
 def test_nothing_needs_a_display():

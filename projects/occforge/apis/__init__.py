@@ -2,6 +2,7 @@
 
 from .inferencer import FrameStream, Inferencer, InferenceStream, ModelStream, Prediction
 from .results import Boxes, Instances, Map, Occupancy, Result, Scene, Setting, register_result
+from .vis_hook import PredictionVisHook
 
 __all__ = [
     'Boxes',
@@ -13,6 +14,7 @@ __all__ = [
     'ModelStream',
     'Occupancy',
     'Prediction',
+    'PredictionVisHook',
     'Result',
     'Scene',
     'Setting',

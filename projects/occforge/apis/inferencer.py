@@ -13,12 +13,11 @@ from mmdet3d.registry import MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS, DefaultScope
 
-from occforge.datasets import occ3d
 from occforge.engine import load_config, load_partially, parse_load_from, use_channels_last
 from occforge.errors import ConfigError
 
 from .inputs import ArrayFolder, as_list, build_dataset, find_info_file, index_of
-from .results import FORMATS, Instances, Result, Scene, Setting, array_of, results_of
+from .results import FORMATS, Instances, Result, Scene, Setting, array_of, results_of, scene_of, setting_of
 
 
 class ModelStream(Protocol):
@@ -201,24 +200,7 @@ class Inferencer:
     @property
     def setting(self) -> Setting:
         """Class names, colours and range that results are given with."""
-        meta = getattr(next(iter(self._datasets.values()), None), 'metainfo', None) or {}
-        area = self.cfg.get('occ_range') or self.cfg.get('point_cloud_range') or occ3d.POINT_CLOUD_RANGE
-        palette = meta.get('palette')
-        return Setting(
-            tuple(meta.get('classes') or ()),
-            None if palette is None else np.asarray(palette)[:, :3],
-            tuple(float(value) for value in area),
-            *_map_head(self.model),
-        )
-
-    def _scene(self, dataset, number, item) -> Scene:
-        info = dataset.get_data_info(number)
-        name = str(info.get('token', info.get('lidar_idx', info.get('sample_idx', number))))
-        truth = item['data_samples'].get('gt_occ')
-        if truth is not None:
-            fields = {key: truth.get(key) for key in ('semantics', 'mask_camera', 'mask_lidar')}
-            truth = {key: value.numpy() for key, value in fields.items() if value is not None} or None
-        return Scene(name, info, item['inputs'], truth if truth and 'semantics' in truth else None)
+        return setting_of(self.cfg, self.model, getattr(next(iter(self._datasets.values()), None), 'metainfo', None))
 
     # ----------------------------------------------------------------------------------------------------- prediction
     def __call__(self, inputs, batch_size: int = 1, out_dir=None, formats: Sequence[str] = ('npz',)) -> list:
@@ -266,7 +248,7 @@ class Inferencer:
 
     def _load(self, dataset, number):
         item = dataset[number]
-        scene = self._scene(dataset, number, item)
+        scene = scene_of(dataset, number, item['inputs'], item['data_samples'], self.with_labels)
         if dataset is self._datasets.get('arrays'):  # its files will not stay
             scene.load()
         item['data_samples'] = item['data_samples'].clone()
@@ -292,14 +274,6 @@ class Inferencer:
     def stream(self) -> 'InferenceStream':
         """A drive, frame after frame. Several streams may share the model."""
         return InferenceStream(self)
-
-
-def _map_head(model) -> tuple:
-    """Classes and (x0, y0, x1, y1) of a model's ``map_head``; ((), None) without one."""
-    head = getattr(model, 'map_head', None)
-    scope = getattr(getattr(head, 'transform', None), 'output_scope', None)
-    area = None if scope is None else (scope[0][0], scope[1][0], scope[0][1], scope[1][1])
-    return tuple(getattr(head, 'classes', ())), area
 
 
 class _Single:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from occforge.datasets import occ3d
+from occforge.datasets.scannet import STUFF
 from occforge.errors import ConfigError, DataError
 from occforge.fileio import atomic_write
 from occforge.visualization import (
@@ -30,6 +31,7 @@ from occforge.visualization import (
     instance_colours,
     instance_palette,
     read_image,
+    side_by_side,
     voxel_mesh,
     write_occupancy_page,
     write_ply,
@@ -69,7 +71,7 @@ class Scene:
         name: token, or the sample's number.
         info: item of the info file with absolute paths (mmdet3d-v2 layout).
         inputs: the packed ``inputs`` of the pipeline.
-        truth: dict with ``semantics``, ``mask_camera``, ``mask_lidar`` where labels have been loaded.
+        truth: what :func:`truth_of` finds where labels have been loaded, else None.
     """
 
     name: str
@@ -108,6 +110,53 @@ class Scene:
         if raw.size % width:
             raise DataError(f'{lidar["lidar_path"]}: {raw.size} numbers, expected a multiple of {width} a point')
         return raw.reshape(-1, width)
+
+
+def scene_of(dataset, number: int, inputs: Mapping, sample, with_labels: bool = True) -> Scene:
+    """Sample ``number`` of a data set, with what the pipeline packed for it."""
+    info = dataset.get_data_info(number)
+    known = {**(sample.get('eval_ann_info') or {}), **sample.metainfo, **info}
+    name = str(known.get('token', known.get('lidar_idx', known.get('sample_idx', number))))
+    return Scene(name, info, inputs, truth_of(sample, info) if with_labels else None)
+
+
+def truth_of(sample, info: Mapping) -> dict | None:
+    """The labels that a packed data sample and its item of the info file hold; None without any.
+
+    ``semantics`` (X, Y, Z), ``mask_camera``, ``mask_lidar``: voxels (``gt_occ``). ``boxes`` (M, 7 or 9) by their
+    middles, ``labels`` (M,): objects (``eval_ann_info``, LiDAR frame). ``map`` (classes, X, Y) bool (``gt_masks_bev``).
+    ``instances`` (P,) numbers of the points' instances (``eval_ann_info``), -1: none, walls and floors.
+    """
+    truth = {}
+    voxels, masks = sample.get('gt_occ'), sample.get('gt_masks_bev')
+    if voxels is not None and voxels.get('semantics') is not None:
+        fields = {name: voxels.get(name) for name in ('semantics', 'mask_camera', 'mask_lidar')}
+        truth.update({name: array_of(value) for name, value in fields.items() if value is not None})
+    if masks is not None:
+        truth['map'] = array_of(masks.masks).astype(bool)
+    annotations = info.get('eval_ann_info') or sample.get('eval_ann_info') or {}
+    if annotations.get('gt_bboxes_3d') is not None:
+        truth['boxes'] = box_array(annotations['gt_bboxes_3d'])
+        truth['labels'] = array_of(annotations['gt_labels_3d']).astype(np.int64)
+    if annotations.get('pts_instance_mask') is not None:
+        truth['instances'] = np.maximum(array_of(annotations['pts_instance_mask']).astype(np.int64) - STUFF, -1)
+    return truth or None
+
+
+def setting_of(cfg, model, meta: Mapping | None) -> Setting:
+    """Class names, colours and ranges of a config's data set (its ``metainfo``) and model."""
+    meta = meta or {}
+    area = cfg.get('occ_range') or cfg.get('point_cloud_range') or occ3d.POINT_CLOUD_RANGE
+    palette = meta.get('palette')
+    head = getattr(model, 'map_head', None)
+    scope = getattr(getattr(head, 'transform', None), 'output_scope', None)
+    return Setting(
+        tuple(meta.get('classes') or ()),
+        None if palette is None else np.asarray(palette)[:, :3],
+        tuple(float(value) for value in area),
+        tuple(getattr(head, 'classes', ())),
+        None if scope is None else (scope[0][0], scope[1][0], scope[0][1], scope[1][1]),
+    )
 
 
 RESULTS: dict[str, type['Result']] = {}
@@ -206,9 +255,9 @@ class Occupancy(Result):
             mask: 'camera' or 'lidar': only voxels of that mask of the labels count. None: all.
             camera: the view; see ``draw_occupancy_sample``.
         """
-        truth = scene.truth
-        hidden = None if truth is None or mask is None else truth[f'mask_{mask}']
-        target = None if truth is None else truth['semantics']
+        truth = scene.truth or {}
+        target = truth.get('semantics')
+        hidden = None if mask is None else truth.get(f'mask_{mask}')
         return draw_occupancy_sample(
             self.semantics, target, scene.images or None, hidden, title=scene.title, mask_name=mask or '',
             camera=camera, **self._options(),
@@ -222,7 +271,7 @@ class Occupancy(Result):
 
     def write_html(self, path, scene):
         grids, mask = {'Prediction': self.semantics}, None
-        if scene.truth is not None:
+        if 'semantics' in (scene.truth or {}):
             grids['Truth'] = scene.truth['semantics']
             mask = scene.truth.get('mask_camera')
         layers = []
@@ -265,11 +314,8 @@ class Boxes(Result):
         found = sample.get('pred_instances_3d')
         if found is None or found.get('bboxes_3d') is None:
             return None
-        boxes = found.bboxes_3d
-        tensor = array_of(boxes.tensor).astype(np.float32)
-        tensor[:, :3] = array_of(boxes.gravity_center)
         return cls(
-            tensor,
+            box_array(found.bboxes_3d),
             array_of(found.scores_3d).astype(np.float32),
             array_of(found.labels_3d).astype(np.int64),
             tuple(setting.class_names),
@@ -286,13 +332,23 @@ class Boxes(Result):
         return self.boxes[chosen], self.labels[chosen]
 
     def picture(self, scene):
+        """The images with points and boxes, and both from above; where labels have been loaded, the true boxes there,
+        too, beside the predicted ones."""
         boxes, labels = self._drawn()
-        if scene.images and scene.cameras:
-            images = {name: image for name, image in scene.images.items() if name in scene.cameras}
-            return draw_sensor_sample(
-                images, scene.cameras, scene.points, boxes, labels, self.class_names, title=scene.title
-            )
-        return draw_points_top(scene.points, boxes, labels, self.class_names, point_cloud_range=self.point_cloud_range)
+        sides = {'Prediction': (boxes, labels)}
+        if 'boxes' in (scene.truth or {}):
+            sides = {'Truth': (scene.truth['boxes'], scene.truth['labels']), **sides}
+        tops = {
+            name: draw_points_top(scene.points, *side, self.class_names, point_cloud_range=self.point_cloud_range)
+            for name, side in sides.items()
+        }
+        images = {name: image for name, image in (scene.images or {}).items() if name in scene.cameras}
+        if not images:
+            return side_by_side(tops) if len(tops) > 1 else tops['Prediction']
+        return draw_sensor_sample(
+            images, scene.cameras, scene.points, boxes, labels, self.class_names, below=side_by_side(tops),
+            title=scene.title,
+        )  # fmt: skip
 
     def _colours(self, labels):
         return np.array([class_colour(int(label), self.class_names) for label in labels]).reshape(-1, 3)
@@ -350,9 +406,9 @@ class Map(Result):
         )
 
     def picture(self, scene):
-        ground = draw_points_top(
-            None, point_cloud_range=self.point_cloud_range, picture=draw_map(self.masks, self.class_names)
-        )
+        ground = draw_map(self.masks, self.class_names)
+        if 'map' in (scene.truth or {}):
+            ground = side_by_side({'Truth': draw_map(scene.truth['map'], self.class_names), 'Prediction': ground})
         cameras = draw_camera_grid(scene.images, 1600) if scene.images else blank(0, ground.shape[1] + 220)
         top = cameras.shape[0] + (12 if scene.images else 0)
         picture = blank(top + ground.shape[0], max(cameras.shape[1], ground.shape[1] + 220))
@@ -436,7 +492,12 @@ class Instances(Result):
         return instance_colours(self.masks[chosen], self.scores[chosen], ids)
 
     def picture(self, scene):
-        return draw_point_cloud(self.points, self._coloured())
+        """The points in colours of their instances; where labels have been loaded, the true instances beside them."""
+        found, numbers = draw_point_cloud(self.points, self._coloured()), (scene.truth or {}).get('instances')
+        if numbers is None or len(numbers) != len(self.points):
+            return found
+        true = instance_colours(numbers == np.unique(numbers[numbers >= 0])[:, None])
+        return side_by_side({'Truth': draw_point_cloud(self.points, true), 'Prediction': found})
 
     def write_ply(self, path, scene):
         numbers = np.full(self.masks.shape[1], -1)
@@ -468,6 +529,13 @@ def results_of(sample, setting: Setting, scene: Scene) -> dict:
             f'sample {scene.name}: the model predicts {sorted(sample.keys())}, known tasks are {", ".join(RESULTS)}'
         )
     return found
+
+
+def box_array(boxes) -> np.ndarray:
+    """mmdet3d's boxes as (M, 7 or 9) float32 by their middles."""
+    tensor = array_of(boxes.tensor).astype(np.float32)
+    tensor[:, :3] = array_of(boxes.gravity_center)
+    return tensor
 
 
 def array_of(value) -> np.ndarray:

@@ -19,7 +19,7 @@ from .clouds import (
 from .growing_map import GrowingMap
 from .occupancy import Camera, draw_occupancy_perspective, draw_occupancy_top
 from .ply import box_mesh, voxel_mesh, write_ply
-from .sample import draw_camera_grid, draw_occupancy_sample, draw_sensor_sample
+from .sample import draw_camera_grid, draw_occupancy_sample, draw_sensor_sample, side_by_side
 from .sensors import (
     box_corners,
     draw_boxes_on_image,
@@ -54,6 +54,7 @@ __all__ = [
     'instance_palette',
     'occupancy_page',
     'read_image',
+    'side_by_side',
     'voxel_mesh',
     'write_occupancy_page',
     'write_ply',
@@ -61,7 +62,6 @@ __all__ = [
 ]
 
 if find_spec('mmengine') is not None:
-    from .hooks import OccupancyVisHook
     from .rendering import RenderedViewsHook
 
-    __all__ += ['OccupancyVisHook', 'RenderedViewsHook']
+    __all__ += ['RenderedViewsHook']

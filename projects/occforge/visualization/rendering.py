@@ -17,8 +17,7 @@ from occforge.datasets import occ3d
 from occforge.errors import ConfigError
 from occforge.ops import cast_rays
 
-from .canvas import Pen, blank, fit, paste, write_png
-from .hooks import load_images
+from .canvas import Pen, blank, fit, paste, read_image, write_png
 from .sensors import depth_colours
 
 SKY = (225, 232, 240)
@@ -203,3 +202,14 @@ class RenderedViewsHook(Hook):
             for row, picture in zip(rows, pictures):
                 rows[row][name] = picture
         return draw_views({name: row for name, row in rows.items() if row})
+
+
+def load_images(meta: dict) -> dict | None:
+    """The key frame's images named by a sample's metainfo, camera name -> RGB; None where it names none."""
+    paths = meta.get('img_path')
+    if not paths:
+        return None
+    if isinstance(paths, str):
+        paths = [paths]
+    names = meta.get('cam_names') or [Path(path).parent.name for path in paths]
+    return {name: read_image(path) for name, path in zip(names, paths) if path} or None

@@ -90,6 +90,21 @@ def draw_camera_grid(images: dict, width: int, gap: int = GAP) -> np.ndarray:
     return canvas
 
 
+def side_by_side(pictures: dict, gap: int = GAP) -> np.ndarray:
+    """Pictures of one height in a row, each with its name. ``pictures``: name -> (H, W, 3) uint8 RGB."""
+    height = max(picture.shape[0] for picture in pictures.values())
+    canvas = blank(height, sum(picture.shape[1] + gap for picture in pictures.values()) - gap)
+    places, x = {}, 0
+    for name, picture in pictures.items():
+        paste(canvas, picture, x, 0)
+        places[name] = x
+        x += picture.shape[1] + gap
+    with Pen(canvas) as pen:
+        for name, x in places.items():
+            pen.tag(x + 8, 8, name)
+    return canvas
+
+
 def draw_occupancy_sample(
     pred, target=None, images=None, mask=None, *, title='', mask_name='', camera=None, class_names=None, palette=None,
     point_cloud_range=occ3d.POINT_CLOUD_RANGE, width=1920,
@@ -213,6 +228,7 @@ def draw_sensor_sample(
     *,
     occupancy=None,
     mask=None,
+    below=None,
     title='',
     width=1920,
 ):
@@ -225,6 +241,7 @@ def draw_sensor_sample(
         boxes: (M, 7+) gravity-centre boxes in the LiDAR frame, or None; ``labels`` (M,) index ``names``.
         occupancy: (X, Y, Z) class numbers of Occ3D, or None.
         mask: (X, Y, Z) bool: labels outside are drawn pale from above and left out in perspective. None: all count.
+        below: (H, W, 3) a further picture under the images, or None; a wider one is made to fit.
         title: headline.
         width: of the picture, pixels.
 
@@ -245,6 +262,9 @@ def draw_sensor_sample(
         paste(row, top, 0, 0)
         paste(row, view, top.shape[1] + GAP, 0)
         parts.append(row)
+    if below is not None:
+        room = min(inner, below.shape[1])
+        parts.append(fit(below, room, round(below.shape[0] * room / below.shape[1])))
     head, foot = MARGIN + TITLE, 44
     canvas = blank(head + sum(part.shape[0] + GAP for part in parts) + foot, width)
     y = head

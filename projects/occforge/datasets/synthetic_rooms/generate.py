@@ -80,6 +80,7 @@ def render(room: Room, scene, pose: np.ndarray, intrinsics, size=SIZE):
         second = dict(
             plain=np.zeros(len(a), bool),
             stripes=a == 1,
+            bands=b == 1,
             checks=a != b,
             dots=(within**2).sum(1) < 0.09,
         )[look.pattern]

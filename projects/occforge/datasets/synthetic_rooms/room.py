@@ -15,7 +15,7 @@ class Part:
     Attributes:
         centre, half: (3,) metres. yaw: radians.
         instance: 1-based object; category: ScanNet's name of it.
-        colours: two (3,) colours 0..255 of its pattern. pattern: 'plain', 'stripes', 'checks' or 'dots'.
+        colours: two (3,) colours 0..255 of its pattern. pattern: 'plain', 'stripes', 'bands', 'checks' or 'dots'.
         period: metres of the pattern.
     """
 
@@ -48,6 +48,7 @@ class Room:
 
 
 PATTERNS = ('plain', 'stripes', 'checks', 'dots')
+HALVES = ('stripes', 'bands', 'checks')  # as much of the one colour as of the other
 
 
 def _look(rng) -> dict:
@@ -60,8 +61,9 @@ def _look(rng) -> dict:
 
 
 def make_room(rng: np.random.Generator) -> Room:
-    """A room with furniture, pictures on its walls, and rows of modules that stand flush: modules of one pattern
-    are one cabinet, so that the border between two cabinets is one of texture alone."""
+    """A room with furniture, pictures on its walls, and two rows of modules that stand flush: modules of one pattern
+    are one cabinet. Its neighbour has another pattern of the same two colours, as much of each and too fine for a few
+    thousand points a frame, so that the border between two cabinets is one of texture alone."""
     size = np.array([rng.uniform(3.6, 5.5), rng.uniform(3.6, 5.5), rng.uniform(2.4, 2.9)])
     parts, categories = [], []
 
@@ -79,27 +81,30 @@ def make_room(rng: np.random.Generator) -> Room:
              ((0, y / 2 + 0.05), (x / 2, 0.05)), ((0, -y / 2 - 0.05), (x / 2, 0.05)))  # fmt: skip
     for (cx, cy), (hx, hy) in sides:
         add('wall', [((cx, cy, z / 2), (hx, hy, z / 2))], dict(wall, pattern='plain'))
-    # cabinets along one wall: modules of one size, one to three to a cabinet
+    # cabinets along two walls: modules of one size, one to three to a cabinet
     width, depth, height = rng.uniform(0.35, 0.5), rng.uniform(0.3, 0.45), rng.uniform(0.7, 1.6)
-    left = -x / 2 + 0.1
-    while left + width < x / 2 - 0.1:
-        count = min(int(rng.integers(1, 4)), int((x / 2 - 0.1 - left) / width))
-        if count < 1:
-            break
-        centres = [left + width * (i + 0.5) for i in range(count)]
-        boxes = [((c, y / 2 - depth / 2, height / 2), (width / 2, depth / 2, height / 2)) for c in centres]
-        add('cabinet', boxes)
-        left += width * count
+    for side in (-1, 1):
+        left, look = -x / 2 + 0.1, dict(_look(rng), pattern=None, period=float(rng.uniform(0.025, 0.04)))
+        while left + width < x / 2 - 0.1:
+            count = min(int(rng.integers(1, 4)), int((x / 2 - 0.1 - left) / width))
+            if count < 1:
+                break
+            centres = [left + width * (i + 0.5) for i in range(count)]
+            at = side * (y / 2 - depth / 2)
+            boxes = [((c, at, height / 2), (width / 2, depth / 2, height / 2)) for c in centres]
+            look = dict(look, pattern=str(rng.choice([name for name in HALVES if name != look['pattern']])))
+            add('cabinet', boxes, look)
+            left += width * count
     for _ in range(int(rng.integers(2, 4))):
         side = rng.choice([-1, 1])
         h = rng.uniform(0.2, 0.5, 2)
-        at = side * (x / 2 - 0.015), rng.uniform(-y / 2 + 0.6, y / 2 - 1.2), rng.uniform(1.2, z - 0.6)
+        at = side * (x / 2 - 0.015), rng.uniform(1.0 - y / 2, y / 2 - 1.0), rng.uniform(1.2, z - 0.6)
         add('picture', [(at, (0.015, h[0], h[1] * 0.7))])
     free = []
     for category in rng.permutation(['table', 'chair', 'chair', 'sofa', 'bed', 'box', 'box', 'desk']):
         for _ in range(20):
             radius = dict(chair=0.35, box=0.3, table=0.7, desk=0.7, sofa=0.9, bed=1.1)[str(category)]
-            cx, cy = rng.uniform(-x / 2 + radius, x / 2 - radius), rng.uniform(-y / 2 + radius, y / 2 - depth - radius)
+            cx, cy = (rng.uniform(-side / 2 + radius, side / 2 - radius) for side in (x, y - 2 * depth))
             if all(np.hypot(cx - ox, cy - oy) > radius + other for ox, oy, other in free):
                 free.append((cx, cy, radius))
                 add(str(category), _furniture(str(category), cx, cy, rng), yaw=0.0)

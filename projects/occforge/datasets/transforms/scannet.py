@@ -699,7 +699,8 @@ class _Packer(Pack3DDetInputs):
                 points[name] = value if frames is None else value.reshape(frames, -1)
         sample.gt_instances_3d, sample.gt_pts_seg = instances, points
         sample.eval_ann_info = results.get('eval_ann_info')
-        names = ('lidar_path', 'lidar_idx', 'img_path', 'img_paths', 'num_frames', 'pcd_rotation', 'pcd_scale_factor')
+        names = ('sample_idx', 'lidar_path', 'lidar_idx', 'img_path', 'img_paths', 'num_frames', 'pcd_rotation',
+                 'pcd_scale_factor')  # fmt: skip
         meta = {name: results[name] for name in names if name in results}
         sample.set_metainfo(meta)
         return dict(inputs=inputs, data_samples=sample)
