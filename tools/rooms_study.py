@@ -36,6 +36,7 @@ ROUTES = {'3D': '3d', '3D + Tiny-SA': '3dtsa', 'Bi-Fusion': 'bifusion'}
 STAGES = {'sv': 'single frames', 'mv': 'scenes'}
 # rows of the scenes: route, and what differs from its config
 SCENES = {name: (name, []) for name in ROUTES} | {'Bi-Fusion, queue=2': ('Bi-Fusion', ['model.memory.queue=2'])}
+STEP = 40  # raw frames between two: every frame of a room, for single frames, too
 METRIC, QUANTITY = 'all_ap_50%', 'AP50'
 MORE = {'AP': 'all_ap', 'AP25': 'all_ap_25%', 'mCov': 'mcov', 'mRec': 'mrec', 'mIoU': 'miou'}
 POINTS = 3.0  # what counts as better, besides more than two standard errors
@@ -48,7 +49,7 @@ def parse_args(argv=None):
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='of the trainings (default: 0 1 2)')
     parser.add_argument('--stages', nargs='+', choices=STAGES, default=list(STAGES), help='(default: both)')
     parser.add_argument('--work-dir', default='work_dirs/rooms', help='of all files (default: %(default)s)')
-    parser.add_argument('--rooms', type=int, default=24, help='(default: %(default)s)')
+    parser.add_argument('--rooms', type=int, default=32, help='(default: %(default)s)')
     parser.add_argument('--held-out', type=int, help='of them (default: a fourth)')
     parser.add_argument('--frames', type=int, default=11, help='of a room (default: %(default)s)')
     parser.add_argument('--room-seed', type=int, default=0, help='(default: %(default)s)')
@@ -81,7 +82,7 @@ def make_data(stages: StageRunner, args) -> None:
         out, tag = root / stage, f'scannet200_{stage}'
         infos = [out / f'{tag}_oneformer3d_infos_{split}.pkl' for split in ('train', 'val')]
         command = [create, tag, '--root-path', exports, '--out-dir', out, '--rec-dir', root / 'rec']
-        command += ['--num-sample', args.num_sample, '--workers', args.workers]
+        command += ['--num-sample', args.num_sample, '--workers', args.workers, '--step', STEP]
         stages.run(STAGES[stage], command, infos, ['rooms'], [out])
         command = [relative(TOOLS / 'precompute_clip_feats.py'), '--info-pkl', *infos, '--data-root', out]
         command += ['--num-workers', args.workers]

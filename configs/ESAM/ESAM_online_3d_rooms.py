@@ -11,7 +11,7 @@ num_sample = 4000  # points of a frame
 voxel_size = 0.05  # metres
 channels = 32
 max_epochs = 6
-lr = 1e-3
+lr = 2e-3
 backbone = dict(
     planes=[16, 16, 32, 32, 32, 32, 32, channels], init_dim=16, layers=[1, 1, 1, 1, 1, 1, 1, 1], out_channels=channels
 )
@@ -24,7 +24,7 @@ model = dict(
     merge_head=dict(in_channels=64, out_channels=64, norm='layer'),
     test_cfg=dict(npoint_thr=20, inst_score_thr=0.1, stream=dict(num_sample=num_sample)),
 )
-optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=1e-2),
+optim_wrapper = dict(_delete_=True, type='OptimWrapper', optimizer=dict(type='MuonAdamW', lr=lr, weight_decay=1e-2),
                      clip_grad=dict(max_norm=10, norm_type=2))  # fmt: skip
 load_train = dict(_base_.load_train, num_sample=num_sample, num_frames=num_frames)
 load_test = dict(_base_.load_test, num_sample=num_sample, rec_root=rec_root)

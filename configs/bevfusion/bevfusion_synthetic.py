@@ -6,6 +6,7 @@ data_root = 'data/synthetic_city/'
 point_cloud_range = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]
 voxel_size = [0.2, 0.2, 0.2]  # the plane has 64 x 64 cells of 1.6 m
 image_size = [128, 320]
+map_bound = [-50.0, 50.0, 1.0]  # metres; the published maps have cells of 0.5 m
 
 norm = dict(type='BN', eps=1e-3, momentum=0.1)
 width = 32
@@ -50,13 +51,11 @@ model = dict(
             pos_encoding_cfg=dict(num_pos_feats=48),
         ),
     ),
-    map_head=dict(in_channels=64),
+    map_head=dict(in_channels=64, grid_transform=dict(output_scope=[map_bound, map_bound])),
 )
 
 load_points = dict(type='BEVLoadPoints', sweeps_num=4)
-load_map = dict(
-    type='LoadBEVSegmentation', xbound=_base_.map_xbound, ybound=_base_.map_ybound, classes=_base_.map_classes
-)
+load_map = dict(type='LoadBEVSegmentation', xbound=map_bound, ybound=map_bound, classes=_base_.map_classes)
 filters = [
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='ObjectRangeFilter', point_cloud_range=point_cloud_range),
