@@ -10,7 +10,7 @@ num_frames = 4
 num_sample = 4000  # points of a frame
 voxel_size = 0.05  # metres
 channels = 32
-max_epochs = 6
+max_epochs = 12
 lr = 2e-3
 backbone = dict(
     planes=[16, 16, 32, 32, 32, 32, 32, channels], init_dim=16, layers=[1, 1, 1, 1, 1, 1, 1, 1], out_channels=channels
@@ -20,7 +20,8 @@ model = dict(
     backbone=backbone,
     pool=dict(channel_proj=channels),
     decoder=dict(in_channels=channels, d_model=64, num_heads=4, hidden_dim=128),
-    memory=dict(in_channels=[16, 16, 32, 32]),
+    # the memory starts as the identity: these few steps begin with what single frames have taught
+    memory=dict(in_channels=[16, 16, 32, 32], zero_init=True),
     merge_head=dict(in_channels=64, out_channels=64, norm='layer'),
     test_cfg=dict(npoint_thr=20, inst_score_thr=0.1, stream=dict(num_sample=num_sample)),
 )

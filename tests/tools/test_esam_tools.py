@@ -73,6 +73,9 @@ def test_a_stage_does_not_count_what_is_inside_it():
     assert watch.frames == [dict(other=5, outer=3, inner=6), dict(other=0, inner=3)]
     numbers = benchmark.summary([{'other': 1.0, 'masks': 3.0}, {'other': 1.0, 'masks': 3.0}])
     assert (numbers['frames_per_second'], numbers['frames_per_second_without_masks']) == (0.25, 1.0)
+    assert 'late_over_early' not in numbers
+    walk = [{'other': 2.0 if 50 <= number < 100 else 3.0, 'masks': float(number)} for number in range(500)]
+    assert benchmark.summary(walk)['late_over_early'] == 1.5
 
 
 @pytest.mark.parametrize('bi_fusion', [False, True])

@@ -4,6 +4,7 @@
     tools/benchmarks/esam.py                                              class-agnostic ESAM-E, random weights
     tools/benchmarks/esam.py configs/ESAM/ESAM_online_bifusion_scannet.py --frames 40 --checkpoint CKPT
     tools/benchmarks/esam.py CONFIG --folder data/scannet200-mv/2D/scene0568_00
+    tools/benchmarks/esam.py CONFIG --checkpoint CKPT --frames 500        does a long walk slow it down?
 
 Frames are those of a synthetic room, or of a folder (color, depth, pose, intrinsic.txt). Masks come from the room or
 from --masks; without any, the built-in regions of depth and colour are computed and timed as a stage of their own. With
@@ -28,6 +29,7 @@ from _cli import positive
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs/ESAM-E_CA/ESAM-E_online_stream.py'
 MASKS = 'masks'
+EARLY, LATE = slice(50, 100), slice(450, 500)  # frames whose times are compared
 # stage -> where its function is: attributes of the model, or a name in a module
 MODEL_STAGES = {
     'voxels': 'voxelize',
@@ -166,12 +168,17 @@ def folder_frames(folder: Path, masks: Path | None, count: int):
 
 
 def summary(frames: list[dict]) -> dict:
-    """Median seconds of each stage, frames per second of all and without the masks."""
+    """Median seconds of each stage, frames per second of all and without the masks; of 500 frames and more
+    ``late_over_early``: how much longer frames 450 to 500 take than frames 50 to 100, without the masks."""
     stages = {name: statistics.median(frame.get(name, 0.0) for frame in frames)
               for name in sorted({name for frame in frames for name in frame})}  # fmt: skip
     whole = statistics.median(sum(frame.values()) for frame in frames)
-    rest = statistics.median(sum(frame.values()) - frame.get(MASKS, 0.0) for frame in frames)
-    return dict(seconds=stages, frames_per_second=1 / whole, frames_per_second_without_masks=1 / rest)
+    each = [sum(frame.values()) - frame.get(MASKS, 0.0) for frame in frames]
+    numbers = dict(seconds=stages, frames_per_second=1 / whole)
+    numbers['frames_per_second_without_masks'] = 1 / statistics.median(each)
+    if len(each) >= LATE.stop:
+        numbers['late_over_early'] = statistics.median(each[LATE]) / statistics.median(each[EARLY])
+    return numbers
 
 
 def main(argv=None) -> int:
@@ -211,6 +218,8 @@ def main(argv=None) -> int:
         print(f'| {name} | {1e3 * seconds:.1f} | {100 * seconds / total:.0f} % |')
     print(f'\n{numbers["frames_per_second"]:.1f} frames per second, ', end='')
     print(f'{numbers["frames_per_second_without_masks"]:.1f} without the masks')
+    if 'late_over_early' in numbers:
+        print(f'frames 450 to 500 take {numbers["late_over_early"]:.2f} times as long as frames 50 to 100')
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         document = dict(numbers, device=device, config=args.config, frames=len(timed), instances=len(scene.ids))
