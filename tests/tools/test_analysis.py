@@ -129,6 +129,11 @@ def test_the_shift_of_a_made_up_camera_is_found(shift):
     assert found['shift'][0] == pytest.approx(shift[0], abs=1.5)
     assert found['shift'][1] == pytest.approx(shift[1], abs=6)  # beams are 16 pixels apart
     assert found['ok'] is (shift == (0, 0))
+    # a quarter as many outlines may all be those of one thing; beams a tenth of the image apart leave the height open
+    few = check_calibration.verdict(sums, [100, 100], shifts, 0.005 * WIDTH)
+    assert few['ok'] is None and few['shift'] == [None, None]
+    coarse = check_calibration.verdict(sums, counts, shifts, 0.005 * WIDTH, gap=0.1 * HEIGHT)
+    assert coarse['ok'] is (shift[0] == 0)
 
 
 def test_no_verdict_without_outlines():

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import _cli
 
 REACH = 0.03  # how far points are moved, share of the image's width
-ENOUGH = 100  # outlines that a camera must have for a verdict
+ENOUGH = 300  # outlines that a camera must have for a verdict: with fewer a single thing's can be all of them
 CONTRAST = 0.04  # by which the best shift must stand out of the mean
 
 
@@ -141,7 +141,7 @@ def peak(scores, shifts):
     return float((shifts[low : high + 1] * weight).sum() / weight.sum()), contrast
 
 
-def verdict(sums, counts, shifts, tolerance):
+def verdict(sums, counts, shifts, tolerance, gap=0.0):
     """dict of one camera: ``shift`` (dx, dy) pixels that fits best, ``contrast`` of both, ``ok``.
 
     None stands for what cannot be told: fewer than ENOUGH outlines, or no shift stands out. ``ok`` is False where
@@ -150,10 +150,11 @@ def verdict(sums, counts, shifts, tolerance):
     Args:
         sums: two arrays (S,), along x and along y; counts: outlines of both.
         shifts: (S,) pixels.
-        tolerance: shift along x that is right; along y, where beams are far apart, three times as much is.
+        tolerance: shift along x that is right; along y three times as much and half a ``gap``.
+        gap: pixels between two beams: where in between a thing ends is not known.
     """
     shift, contrast, ok = [], [], None
-    for own, count, limit in zip(sums, counts, (tolerance, 3 * tolerance)):
+    for own, count, limit in zip(sums, counts, (tolerance, 3 * tolerance + gap / 2)):
         best, strength = peak(own, shifts)
         if count < ENOUGH or strength < CONTRAST:
             best = None
@@ -241,20 +242,24 @@ def main(argv=None):
                 pairs = outlines(pixels, depth, size[0])
                 shifts = shifts_of(size[0])
                 own = cameras.setdefault(
-                    name, dict(size=size, sums=np.zeros((2, len(shifts))), counts=np.zeros(2), points=0, most=-1)
+                    name,
+                    dict(size=size, sums=np.zeros((2, len(shifts))), counts=np.zeros(2), gaps=[], points=0, most=-1),
                 )
                 if own['size'] != size:
                     raise DataError(f'{camera["img_path"]}: size {size}, the images of {name} so far {own["size"]}')
                 for axis, strength in enumerate(edges(image)):
                     own['sums'][axis] += shifted_sums(strength, pairs[axis], axis, shifts)
                     own['counts'][axis] += len(pairs[axis])
+                own['gaps'].append(np.abs(pairs[1][:, 0, 1] - pairs[1][:, 1, 1]))
                 own['points'] += len(pixels)
                 if len(pairs[0]) > own['most']:
                     own.update(most=len(pairs[0]), shown=(image, pixels, depth, pairs))
         results = {}
         for name, own in cameras.items():
             shifts = shifts_of(own['size'][0])
-            found = verdict(own['sums'], own['counts'], shifts, args.tolerance * own['size'][0])
+            gaps = np.concatenate(own['gaps'])
+            gap = float(np.median(gaps)) if len(gaps) else 0.0
+            found = verdict(own['sums'], own['counts'], shifts, args.tolerance * own['size'][0], gap)
             results[name] = dict(points=own['points'] / count, **found)
             print(f'{name:<18}{own["points"] / count:8.0f} points a sample  {describe(found)}')
             if args.out_dir:
