@@ -1,5 +1,6 @@
 """From an RGB-D image to points and superpoints; the same for data preparation and for live frames."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -82,7 +83,9 @@ def cluster_unmasked(features: np.ndarray, clusters: int, seed: int = 0) -> np.n
     features = np.asarray(features, dtype=np.float64)
     # equal rows would leave a group empty
     clusters = min(clusters, len(np.unique(features, axis=0)))
-    return kmeans2(features, clusters, minit='++', seed=seed, missing='warn')[1].astype(np.int64)
+    with warnings.catch_warnings():  # a group may become empty on the way; the others are what is asked for
+        warnings.filterwarnings('ignore', 'One of the clusters is empty')
+        return kmeans2(features, clusters, minit='++', seed=seed, missing='warn')[1].astype(np.int64)
 
 
 def contiguous(ids: np.ndarray) -> np.ndarray:
