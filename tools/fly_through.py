@@ -8,9 +8,9 @@ The files are Occ3D labels or what tools/test.py --out FOLDER writes (an array '
 """
 
 import argparse
-import os
 import sys
 import tempfile
+from pathlib import Path
 
 import _cli
 from _cli import positive
@@ -82,21 +82,19 @@ def write_video(path, pictures, fps) -> None:
     """MPEG-4; the file is there when it is whole."""
     import cv2
     from occforge.errors import ConfigError
+    from occforge.fileio import atomic_write
 
     height, width = pictures[0].shape[:2]
-    handle, temporary = tempfile.mkstemp(suffix='.mp4', dir=os.path.dirname(os.path.abspath(path)))
-    os.close(handle)
-    try:
-        writer = cv2.VideoWriter(temporary, cv2.VideoWriter_fourcc(*'mp4v'), fps, (width, height))
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, 'video.mp4')
+        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*'mp4v'), fps, (width, height))
         if not writer.isOpened():
             raise ConfigError('this build of OpenCV writes no video: use --out flight.png')
         for picture in pictures:
             writer.write(picture[..., ::-1])
         writer.release()
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        with atomic_write(path) as file:
+            file.write(temporary.read_bytes())
 
 
 if __name__ == '__main__':
