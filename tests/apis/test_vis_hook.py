@@ -9,7 +9,7 @@ from mmdet3d.registry import HOOKS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes, PointData
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData
-from occforge.apis import Boxes, Instances, Map, Occupancy
+from occforge.apis import Boxes, Instances, Map, Occupancy, PredictionVisHook
 from occforge.datasets import occ3d
 from occforge.errors import DataError
 from occforge.visualization import read_image, write_png
@@ -56,6 +56,10 @@ def test_the_hook(tmp_path):
     with pytest.raises(DataError, match="neither 'token' nor 'sample_idx'"):
         hook.before_test_epoch(runner)
         hook.after_test_iter(runner, 0, dict(inputs={}), [Det3DDataSample()])
+
+
+def test_its_former_name():
+    assert HOOKS.get('OccupancyVisHook') is PredictionVisHook
 
 
 @pytest.mark.parametrize('options, message', [(dict(mask='radar'), 'mask'), (dict(every=0), 'every')])

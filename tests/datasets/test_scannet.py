@@ -1,5 +1,6 @@
 """Synthetic rooms through ScanNet's preparation, data sets, CLIP features and a training step."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from occforge.datasets import synthetic_rooms
 from occforge.datasets.info_files import load_pickle
 from occforge.datasets.preparation.scannet import pack_clip, prepare
 from occforge.datasets.rgbd import label_image, sample_frame
+from occforge.datasets.synthetic_rooms import make_room
 from occforge.datasets.transforms.scannet import INTRINSICS, read_cloud, read_ids, read_image
 from occforge.engine import load_config
 from occforge.errors import DataError
@@ -187,6 +189,26 @@ def test_rooms_are_the_same_for_a_seed(tmp_path, rooms):
         'masks/scene0000_00/0.png',
     ):
         assert (tmp_path / name).read_bytes() == (rooms / 'exports' / name).read_bytes()
+
+
+def test_neighbouring_cabinets_differ_by_pattern_alone():
+    room = make_room(np.random.default_rng(0))
+    rows: dict = {}
+    for part in room.parts:
+        if part.category == 'cabinet':
+            rows.setdefault(part.centre[1] > 0, {})[part.instance] = part
+    assert len(rows) == 2
+    for cabinets in (list(row.values()) for row in rows.values()):
+        assert len(cabinets) > 1
+        for one, other in itertools.pairwise(cabinets):
+            assert one.pattern != other.pattern and one.period == other.period
+            np.testing.assert_array_equal(one.colours, other.colours)
+
+
+def test_frames_nearer_to_each_other(tmp_path, rooms):
+    summary = prepare('scannet', 'sv', rooms / 'exports', tmp_path, num_sample=POINTS, step=40, quiet=True)
+    infos = load_pickle(tmp_path / 'scannet_sv_oneformer3d_infos_train.pkl')['data_list']
+    assert len(infos) == 2 and summary['lost'] == 0  # of 200 raw frames it would be the first alone
 
 
 def test_missing_files_are_named(tmp_path, rooms):
