@@ -39,7 +39,8 @@ def test_the_hook(tmp_path):
     rng, samples = np.random.default_rng(0), []
     for number in (2, 0, 1):  # samplers have orders of their own
         grid = torch.from_numpy(rng.integers(0, 18, occ3d.GRID_SIZE).astype(np.uint8))
-        sample = Det3DDataSample(metainfo=dict(token=f't{number}'))
+        # a place that is not the sample's own does not count
+        sample = Det3DDataSample(metainfo=dict(token=f't{number}', sample_idx=1))
         sample.pred_occ, sample.gt_occ = BaseDataElement(semantics=grid), BaseDataElement(
             semantics=grid, mask_camera=torch.ones(occ3d.GRID_SIZE, dtype=torch.bool))  # fmt: skip
         samples.append(sample)

@@ -202,6 +202,8 @@ def camera_picture(image, pixels, depth, pairs, sums, shifts, result, name):
 
 
 def describe(result):
+    if max(result['outlines']) < ENOUGH:
+        return f'{max(result["outlines"])} outlines, {ENOUGH} are needed for a verdict: take more samples'
     if result['ok'] is None:
         return 'nothing stands out, no verdict'
     parts = ', '.join(f'{axis} {"?" if v is None else f"{v:+.1f}"}' for axis, v in zip('xy', result['shift']))

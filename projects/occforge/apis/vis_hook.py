@@ -88,9 +88,13 @@ def number_of(dataset, sample) -> int:
     """Which of a data set's samples a data sample is, by its token or number.
 
     Raises:
-        DataError: it holds neither.
+        DataError: it holds neither, or none that the data set has.
     """
-    for key, kind in (('token', str), ('sample_idx', int)):
-        if sample.metainfo.get(key) is not None:
-            return index_of(dataset, kind(sample.metainfo[key]))
+    number, token = (sample.metainfo.get(key) for key in ('sample_idx', 'token'))
+    # looking for a token reads every item of the data set; mostly the number is that of its place
+    placed = number is not None and 0 <= int(number) < len(dataset)
+    if placed and (token is None or str(dataset.get_data_info(int(number)).get('token')) == str(token)):
+        return int(number)
+    if token is not None:
+        return index_of(dataset, str(token))
     raise DataError(f"a data sample has neither 'token' nor 'sample_idx': {sorted(sample.metainfo)}")

@@ -8,7 +8,7 @@ from occforge.errors import ConfigError
 from occforge.models.minkowski import voxelize_points
 from occforge.models.sparse import SparseTensor
 from occforge.systems.esam import TinySA2D, TinySANeck
-from occforge.systems.esam.tiny_sa import nearest
+from occforge.systems.esam.tiny_sa import _nearest_of_all, nearest
 
 
 def cloud(seed, voxels=300, channels=8):
@@ -67,9 +67,10 @@ def test_a_block_looks_no_further_than_its_radius():
     torch.testing.assert_close(a.features[close], b.features[close], atol=1e-6, rtol=0)
 
 
-def test_nearest_equals_all_distances():
+@pytest.mark.parametrize('search', [nearest, _nearest_of_all])
+def test_nearest_equals_all_distances(search):
     a, b = torch.randn(5000, 3), torch.randn(70, 3)
-    distance, index = nearest(a, b, 4)
+    distance, index = search(a, b, 4)
     expected = (a[:, None] - b[None]).norm(dim=2).topk(4, 1, largest=False)
     torch.testing.assert_close(distance, expected.values)
     assert torch.equal(index, expected.indices)
