@@ -1,5 +1,7 @@
 """Memory stays flat, and where it does not, that is said."""
 
+import os
+import platform
 import random
 import subprocess
 import sys
@@ -76,3 +78,29 @@ def grown_by(kind):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
+
+
+_FREED = """
+import resource, torch
+from occforge.engine.memory import keep_freed_memory
+print(keep_freed_memory())
+faults = []
+for _ in range(6):
+    torch.ones(2**24)  # 64 MiB, which are 2^14 pages
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[-1] - faults[2])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='an option of glibc')
+@pytest.mark.parametrize('variable', [None, 'MALLOC_TRIM_THRESHOLD_', 'GLIBC_TUNABLES'])
+def test_freed_memory_serves_the_next_tensor_unless_the_user_has_set_something(variable):
+    value = dict(MALLOC_TRIM_THRESHOLD_='131072', GLIBC_TUNABLES='glibc.malloc.trim_threshold=131072').get(variable)
+    names = {'GLIBC_TUNABLES', 'THP_MEM_ALLOC_ENABLE'}
+    environment = {key: each for key, each in os.environ.items() if key not in names and not key.startswith('MALLOC_')}
+    environment |= {variable: value} if variable else {}
+    shown = subprocess.run(
+        [sys.executable, '-c', _FREED], env=environment, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert shown[0] == str(variable is None)
+    assert int(shown[1]) < 1000 if variable is None else int(shown[1]) > 5000

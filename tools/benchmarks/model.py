@@ -430,6 +430,7 @@ def main(argv=None):
     from mmdet3d.registry import DATASETS
     from mmengine.registry import DefaultScope
     from occforge.engine import load_config
+    from occforge.engine.memory import keep_freed_memory
     from occforge.errors import ConfigError, cli_errors
     from occforge.ops import has_extension
 
@@ -439,6 +440,8 @@ def main(argv=None):
         if args.device == 'cuda' and not torch.cuda.is_available():
             raise ConfigError('--device cuda: torch sees no GPU')
         device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+        if device.type == 'cpu':  # as trainings do
+            keep_freed_memory()
         precisions = args.precision or (list(PRECISIONS) if device.type == 'cuda' else ['fp32'])
         if device.type == 'cpu' and 'fp16' in precisions:
             raise ConfigError('--precision fp16 needs a GPU; the CPU has fp32 and bf16')

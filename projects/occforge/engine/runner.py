@@ -41,7 +41,7 @@ from . import checkpoint as checkpoints
 from .channels_last import use_channels_last
 from .dist import init_distributed, is_distributed, rank_and_world
 from .load_report import LoadReport, log_report
-from .memory import bound_onednn_caches
+from .memory import bound_onednn_caches, keep_freed_memory
 from .param_groups import fit_optimizer_state, names_of_groups
 from .partial_load import has_path, load_partially, parse_load_from
 from .rng import rng_state, set_rng_state
@@ -75,6 +75,8 @@ class OccRunner(Runner):
     # -------------------------------------------------------------------------------------------------- environment
     def setup_env(self, env_cfg: dict) -> None:
         bound_onednn_caches()
+        if get_device() == 'cpu':
+            keep_freed_memory()
         if self._launcher != 'none' and not is_distributed():
             dist_cfg = dict(env_cfg.get('dist_cfg', {}))
             dist_cfg.setdefault('backend', None)
