@@ -4,6 +4,7 @@
 _base_ = ['./bevfusion_lidar-cam_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d.py']
 
 dataset_type = 'BEVNuScenesDataset'
+box_metric = 'BEVNuScenesMetric'  # 'BEVBoxMetric' for data without nuScenes' tables
 data_root = _base_.data_root
 train_ann_file = 'nuscenes_infos_train.pkl'
 val_ann_file = 'nuscenes_infos_val.pkl'
@@ -65,7 +66,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = [
-    dict(type='BEVNuScenesMetric', data_root=data_root, ann_file=val_ann_file),
+    dict(type=box_metric, data_root=data_root, ann_file=val_ann_file),
     dict(type='BEVMapMetric'),
 ]
 test_evaluator = val_evaluator
@@ -73,6 +74,7 @@ test_evaluator = val_evaluator
 _data = ['train_dataloader.dataset', 'val_dataloader.dataset', 'test_dataloader.dataset']
 linked_fields_bevfusion = [
     dict(name='dataset_type', value=dataset_type, to=[f'{d}.type' for d in _data]),
+    dict(name='box_metric', value=box_metric, to=['val_evaluator.0.type', 'test_evaluator.0.type']),
     dict(
         name='data_root',
         value=data_root,

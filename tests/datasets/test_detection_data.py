@@ -446,9 +446,15 @@ def test_map_metric_counts_over_all_samples():
     found = metric.compute_metrics(metric.results)
     assert abs(found['map/road/iou@max'] - 16 / 24) < 1e-6 and found['map/park/iou@max'] == 0
     assert abs(found['map/mean/iou@max'] - 8 / 24) < 1e-6 and abs(found['map/present/iou@max'] - 16 / 24) < 1e-6
-    empty = BEVMapMetric()
-    with pytest.raises(DataError, match='no sample has map masks'):
-        empty.compute_metrics([])
+
+
+def test_data_without_a_map_have_no_iou_of_maps(monkeypatch):
+    said = []
+    monkeypatch.setattr('occforge.evaluation.map_metric.print_log', lambda text, **options: said.append(text))
+    metric = BEVMapMetric()
+    metric.process({}, [dict(pred_masks_bev=dict(probs=torch.ones(2, 4, 4)), token='no map')])
+    assert metric.evaluate(1) == {} and metric.document is None
+    assert len(said) == 1 and 'no sample has map masks' in said[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- real data

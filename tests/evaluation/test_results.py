@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from occforge.datasets.info_files import load_infos
+from occforge.errors import DataError
 from occforge.evaluation import (
     BEVBoxMetric,
     BEVMapMetric,
@@ -77,6 +78,17 @@ def test_boxes(kind, tiny_city):
     assert [by_name[name]['unit'] for name in ('mAP', 'mATE', 'mAOE', 'mAVE')] == ['fraction', 'm', 'rad', 'm/s']
     distances = [by_name[f'AP@{d}m/car']['value'] for d in ('0.5', '1', '2', '4')]
     assert by_name['AP/car']['value'] == pytest.approx(np.mean(distances))
+
+
+def test_data_without_nuscenes_tables_are_said_at_once(tiny_city, tmp_path):
+    with pytest.raises(DataError, match=r'no nuScenes tables.*BEVBoxMetric'):
+        BEVNuScenesMetric(data_root=str(tmp_path), ann_file='custom_infos_val.pkl')
+    meta, samples = box_samples(tiny_city)
+    metric = BEVNuScenesMetric(data_root=str(tiny_city), ann_file='nuscenes_infos_val.pkl')
+    metric.dataset_meta = meta
+    metric.process({}, samples[:-1])  # as with an info file of part of the split
+    with pytest.raises(DataError, match=r"split 'val'.*BEVBoxMetric"):
+        metric.evaluate(len(samples) - 1)
 
 
 def test_the_order_of_the_samples_is_nothing_to_the_boxes(tiny_city):

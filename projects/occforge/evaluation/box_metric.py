@@ -1,5 +1,6 @@
 """Detection metrics of nuScenes: by its own evaluator on its tables, or on the boxes of an info file alone."""
 
+import glob
 import math
 import os
 import tempfile
@@ -122,9 +123,17 @@ class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
 
     Result: ``mAP``, ``NDS``, ``mATE``, ..., ``AP/<class>``; ``present/mAP`` and ``present/NDS``, the same over the
     classes that the truth has a box of: any other counts 0 in nuScenes' mean.
+
+    Raises:
+        DataError: the folder has no tables (before any sample is seen), or the info file not all samples of the split.
     """
 
     def __init__(self, data_root: str, ann_file: str, **kwargs):
+        if os.path.isdir(data_root) and not glob.glob(os.path.join(data_root, '*', 'sample.json')):
+            raise DataError(
+                f'BEVNuScenesMetric: {data_root} has no nuScenes tables (*/sample.json), which the devkit reads; '
+                'BEVBoxMetric evaluates by the info file alone'
+            )
         if not os.path.isabs(ann_file) and not os.path.exists(ann_file):
             ann_file = os.path.join(data_root, ann_file)
         super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
@@ -176,14 +185,21 @@ class BEVNuScenesMetric(DocumentedMetric, NuScenesMetric):
         from nuscenes import NuScenes
         from nuscenes.eval.detection.evaluate import NuScenesEval
 
-        evaluator = NuScenesEval(
-            NuScenes(version=self.version, dataroot=self.data_root, verbose=False),
-            config=self.eval_detection_configs,
-            result_path=path,
-            eval_set=self._eval_set(),
-            output_dir=folder,
-            verbose=False,
-        )
+        try:
+            evaluator = NuScenesEval(
+                NuScenes(version=self.version, dataroot=self.data_root, verbose=False),
+                config=self.eval_detection_configs,
+                result_path=path,
+                eval_set=self._eval_set(),
+                output_dir=folder,
+                verbose=False,
+            )
+        except AssertionError as error:  # of the devkit's checks
+            raise DataError(
+                f'BEVNuScenesMetric: {self.ann_file}, {len(self.data_infos)} samples, against split '
+                f'{self._eval_set()!r} of {self.data_root}: {error} BEVBoxMetric evaluates the samples of an info file '
+                'alone'
+            ) from error
         metrics, _ = evaluator.evaluate()
         return metrics.serialize(), {box.detection_name for box in evaluator.gt_boxes.all}
 

@@ -3,6 +3,7 @@
 Source: the protocol of Liu et al., "BEVFusion", ICRA 2023.
 """
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ class BEVMapMetric(DocumentedMetric, BaseMetric):
     """Each class at several thresholds, over all cells of all samples.
 
     ``map/<class>/iou@<threshold>``; ``map/<class>/iou@max``, the best threshold of each class; ``map/mean/iou@max``,
-    the mean over all classes, and ``map/present/iou@max``, that over the classes which occur in the truth.
+    the mean over all classes, and ``map/present/iou@max``, that over the classes which occur in the truth. Where no
+    sample has a map: a warning and no numbers.
 
     Args:
         thresholds: of the probabilities; a cell counts from its threshold on.
@@ -61,7 +63,13 @@ class BEVMapMetric(DocumentedMetric, BaseMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         if not results:
-            raise DataError('BEVMapMetric: no sample has map masks (map_location, LoadBEVSegmentation)')
+            # a vehicle of one's own need not have a map, and its boxes are scored all the same
+            print_log(
+                'BEVMapMetric: no sample has map masks (map_location, LoadBEVSegmentation), no IoU of maps is given',
+                logger='current',
+                level=logging.WARNING,
+            )
+            return {}
         names = self.classes or self.dataset_meta['map_classes']
         hits, false, missed = np.sum(results, axis=0).astype(np.float64)
         iou = hits / (hits + false + missed + 1e-7)
