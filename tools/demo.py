@@ -133,6 +133,15 @@ def measure_prior(stages: StageRunner, args, out) -> None:
     stages.run('label prior', [relative(TOOLS / 'analysis/label_prior.py'), *infos, '--out', out], [out], ['city'])
 
 
+def train(stages: StageRunner, stage, config, folder, overrides, amp, options=(), after=('city',)) -> None:
+    """The stage of a training in ``folder``; ``options``: overrides beside those that its test shares."""
+    command = [relative(TOOLS / 'train.py'), relative(config), '--work-dir', folder, '--resume']
+    if amp:
+        command.append('--amp')
+    command += [*(overrides or ['--cfg-options']), *options]
+    stages.run(stage, command, [Path(folder, 'last_checkpoint')], after, [folder])
+
+
 def train_and_test(
     stages: StageRunner,
     name,
@@ -151,12 +160,9 @@ def train_and_test(
     """
     label = f'{name}: ' if name else ''
     config, training, testing = relative(config), Path(work_dir, 'training'), Path(work_dir, 'test')
-    train = [relative(TOOLS / 'train.py'), config, '--work-dir', training, '--resume']
-    if amp:
-        train.append('--amp')
     # the test stage scores the held-out scenes, so the training need not
-    train += [*(overrides or ['--cfg-options']), 'train_cfg.val_begin=1000000', *train_options]
-    stages.run(f'{label}training', train, [training / 'last_checkpoint'], after, [training])
+    options = ['train_cfg.val_begin=1000000', *train_options]
+    train(stages, f'{label}training', config, training, overrides, amp, options, after)
     results = testing / 'results.json'
     test = [relative(TOOLS / 'test.py'), config, relative(last_checkpoint(training)), '--work-dir', testing]
     test += ['--out', results]
@@ -169,8 +175,12 @@ def train_and_test(
     return results
 
 
-def run_study(args) -> tuple[dict, StageRunner]:
+def run_study(args, pretraining=None) -> tuple[dict, StageRunner]:
     """The city, then every config of ``args.configs`` (name -> path) with every seed.
+
+    Args:
+        args: parsed options.
+        pretraining: config of a model that is trained first, once; the others start from its checkpoint.
 
     Returns:
         Name -> results file's content for each of ``args.seeds``, and the stages with their times.
@@ -182,12 +192,19 @@ def run_study(args) -> tuple[dict, StageRunner]:
         clear_work_dir(work_dir)
     stages = StageRunner(work_dir)
     make_city(stages, args)
+    start, after = [], ['city']
+    if pretraining is not None:
+        folder = work_dir / 'pretraining'
+        train(stages, 'pretraining', pretraining, folder, ['--cfg-options', f'data_root={args.data_root}'], amp)
+        start, after = [f'load_from={relative(last_checkpoint(folder))}'], ['city', 'pretraining']
     runs = {name: [] for name in args.configs}
     for seed in args.seeds:
         for name, config in args.configs.items():
             folder = work_dir / f'{re.sub("[^A-Za-z0-9]+", "_", name)}_seed{seed}'
             overrides = config_overrides(args.data_root, seed, args.cfg_options)
-            results = train_and_test(stages, f'{name}, seed {seed}', config, folder, overrides, amp)
+            results = train_and_test(
+                stages, f'{name}, seed {seed}', config, folder, overrides, amp, train_options=start, after=after
+            )
             runs[name].append(read_results(results))
     return runs, stages
 

@@ -540,7 +540,9 @@ def test_pretraining_makes_weights_for_the_image_branch():
 def test_configs_build(path):
     cfg = load_config(path)
     model = MODELS.build(cfg.model)
-    assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
+    image_branch_alone = cfg.model.type == 'DepthSemanticPretrainer'
+    least = 500_000 if image_branch_alone else 1_000_000
+    assert sum(parameter.numel() for parameter in model.parameters()) > least
     assert cfg.sync_bn is False
 
 

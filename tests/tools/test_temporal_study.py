@@ -42,7 +42,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
             out.write_text(json.dumps(dict(metrics=metrics, samples=1)))
         else:
             root = Path(value['--root-path'])
-            root.mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
             for split in ('train', 'val'):
                 (root / f'nuscenes_infos_{split}.pkl').write_bytes(b'x')
         return 0
@@ -54,8 +54,14 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     assert '| four remembered frames | 12.0 ± 0.1 | 11.9, 12.1 | +1.9 ± 0.1 | yes |' in shown
     assert '| model | mIoU, LiDAR mask | each seed | gain over single frame | 1.5 points and 2 SE |' in shown
     trainings = [arguments for arguments in called if 'train.py' in arguments[0]]
-    assert [Path(each[1]).stem for each in trainings] == ['fbocc_synthetic_single', 'fbocc_synthetic'] * 2
+    models = ['fbocc_synthetic_single', 'fbocc_synthetic']
+    assert [Path(each[1]).stem for each in trainings] == ['fbocc_synthetic_depth_pretrain', *models, *models]
+    start = f'load_from={Path("work/pretraining/epoch_1.pth")}'
+    assert [start in each for each in trainings] == [False] + [True] * 4
     written = json.loads(Path('work/temporal.json').read_text())
     assert written['runs']['four remembered frames']['better'] and written['metric'] == 'mIoU/lidar_mask'
     before = len(called)
     assert temporal_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0 and len(called) == before
+    assert temporal_study.main(['--seeds', '0', '--work-dir', 'bare', '--no-pretraining']) == 0
+    trainings = [arguments for arguments in called[before:] if 'train.py' in arguments[0]]
+    assert len(trainings) == 2 and not any('load_from' in text for each in trainings for text in map(str, each))
