@@ -14,7 +14,7 @@ input_size = _base_.data_config.input_size  # (160, 448), (H, W) of the network'
 grid_config = dict(x=[-40.0, 40.0, 0.8], y=[-40.0, 40.0, 0.8], z=[-1.0, 5.4, 0.8], depth=[1.0, 45.0, 1.0])  # m
 image_channels = 48
 voxel_channels = 24
-encoder_channels = [32, 64, 96]
+encoder_channels = [24, 48, 96]
 answer_channels = 12
 max_rays = 6000  # of a sample
 aux_frames = [-1, 1]  # key frames beside this one whose rays supervise it
@@ -107,13 +107,19 @@ labels_pipeline = [
     pack,
 ]
 test_pipeline = [_base_.read_images_test, _base_.flip_test, _base_.load_labels, _base_.pack]
-train_dataloader = dict(dataset=dict(pipeline=both_pipeline, num_adjacent=0, aux_frames=aux_frames, label_fraction=1.0))
+train_dataloader = dict(
+    batch_size=1,  # of a few minutes' samples more is learnt in steps of one than of two
+    dataset=dict(pipeline=both_pipeline, num_adjacent=0, aux_frames=aux_frames, label_fraction=1.0),
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, num_adjacent=0))
 test_dataloader = val_dataloader
 
-max_epochs = 8
-lr = 4e-3
+max_epochs = 3
+lr = 1.2e-2
 train_cfg = dict(val_interval=max_epochs)
+optim_wrapper = dict(optimizer=dict(type='MuonAdamW', betas=(0.9, 0.99)))  # see fusion_occ_synthetic.py
+
+channels_last = True
 
 linked_fields = [
     dict(name='use_mask', value=use_mask, to='model.use_mask'),

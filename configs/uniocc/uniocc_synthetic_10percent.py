@@ -2,7 +2,7 @@
 _base_ = './uniocc_synthetic_labels.py'
 
 label_fraction = 0.1
-max_epochs = 80  # as many steps as with all labels
+max_epochs = 30  # as many steps as with all labels
 frames = dict(_base_.train_dataloader.dataset, pipeline=_base_.labels_pipeline, aux_frames=[], label_fraction=0.1)
 train_dataloader = dict(dataset=dict(_delete_=True, type='LabelledFrames', dataset=frames))
 linked_fields_data = [

@@ -3,7 +3,7 @@
 _base_ = './uniocc_synthetic.py'
 
 label_fraction = 0.1
-max_epochs = 5  # an epoch shows every unlabelled frame once, so that steps are as many as with all labels
+max_epochs = 3  # an epoch shows every unlabelled frame once: nearly as many steps as with all labels, of two frames
 detector = _base_.model
 model = dict(
     _delete_=True,
@@ -15,7 +15,9 @@ model = dict(
     sem_threshold=0.6,
 )
 train_dataloader = dict(
-    batch_sampler=dict(type='LabelMixBatchSampler', labelled=1), dataset=dict(label_fraction=label_fraction)
+    batch_size=2,
+    batch_sampler=dict(type='LabelMixBatchSampler', labelled=1),
+    dataset=dict(label_fraction=label_fraction),
 )
 custom_hooks = [dict(type='MeanTeacherHook', momentum=0.99, warm_up=20)]
 linked_fields = [
