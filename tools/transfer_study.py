@@ -8,6 +8,7 @@ alone), several seeds, one table.
     tools/transfer_study.py --seeds 0 --cfg-options image_epochs=1 max_epochs=3
     tools/transfer_study.py --share 0.25                            with a quarter of the target's scenes
     tools/transfer_study.py --learning-rates 2e-3 4e-3 8e-3         each strategy with the best of these (first seed)
+    tools/transfer_study.py --rates-of work_dirs/transfer/transfer_share0.25.json     each with what was best there
     tools/transfer_study.py --system bevfusion_lidar --share 0.25       (BEVFusion: of the target's key frames)
     tools/transfer_study.py --system bevfusion --only 'full fine-tuning'        against scratch
     tools/transfer_study.py --configs scratch=a.py mine=b.py --source CKPT      any configs, the first from scratch
@@ -110,6 +111,7 @@ def parse_args(argv=None):
         metavar='LR',
         help="try these with the first seed, train the others with the best of each strategy (default: the configs')",
     )
+    parser.add_argument('--rates-of', metavar='JSON', help="each strategy's learning rate from an earlier table's file")
     add_common_arguments(parser, DEFAULT_WORK_DIR, seeds=(0, 1, 2))
     args = parser.parse_args(argv)
     if args.work_dir == DEFAULT_WORK_DIR and args.system != 'fusion_occ':  # a ledger of its own
@@ -124,9 +126,24 @@ def parse_args(argv=None):
         parser.error(f'--share is {args.share:g}, expected more than 0 and at most 1')
     if any(rate <= 0 for rate in args.learning_rates or ()):
         parser.error(f'--learning-rates {" ".join(f"{rate:g}" for rate in args.learning_rates)}: expected above 0')
+    if args.learning_rates and args.rates_of:
+        parser.error('--learning-rates tries rates, --rates-of takes those found: expected one of them')
     check_common_arguments(parser, args, *configs.values(), *([args.source] if args.source else []))
     args.configs = configs
+    args.rates = rates_of(parser, args.rates_of, configs) if args.rates_of else {}
     return args
+
+
+def rates_of(parser, file: str, names) -> dict[str, float]:
+    """Learning rate of each strategy, by the document that a study with ``--learning-rates`` has written."""
+    try:
+        rates = json.loads(Path(file).read_text())['learning_rates'] or {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f'--rates-of {file}: expected the JSON file of a study with --learning-rates ({error!r})')
+    missing = [name for name in names if name not in rates]
+    if missing:
+        parser.error(f'--rates-of {file}: no learning rate of {", ".join(missing)}, found {", ".join(rates) or "none"}')
+    return {name: rates[name] for name in names}
 
 
 def make_target_city(stages: StageRunner, args) -> None:
@@ -160,12 +177,17 @@ def train(stages, name, config, work_dir, city, options, amp, source=None, after
 
 
 def share_reused(folder: Path) -> str:
-    """Share of the model's parameters that came from the checkpoint, by the report in a training's folder."""
+    """Share of the whole model that came from the checkpoint, by the report in a training's folder. What the config
+    leaves out on purpose (``load_from.take``) counts as not reused."""
     report = folder / 'load_report.json'
     if not report.is_file():
         return ''
-    counts = json.loads(report.read_text())
-    return percent(100 * counts['share_of_parameters']) + ' %' if 'share_of_parameters' in counts else ''
+    modules = json.loads(report.read_text()).get('modules', {}).values()
+    reused, rest = (
+        sum(module[column]['elements'] for module in modules for column in columns)
+        for columns in (('loaded', 'adapted'), ('shape', 'missing', 'kept'))
+    )
+    return f'{percent(100 * reused / (reused + rest))} %' if reused + rest else ''
 
 
 def metrics_in_percent(results: dict) -> dict[str, float]:
@@ -265,6 +287,8 @@ def main(argv=None) -> int:
         return metrics_in_percent(read_results(results))[system['metric']]
 
     def best_rate(name):
+        if args.rates:
+            return args.rates[name]
         tried = {rate: score(train_one(name, args.seeds[0], rate)[0]) for rate in args.learning_rates or ()}
         return max(tried, key=tried.get, default=None)
 
@@ -286,14 +310,14 @@ def main(argv=None) -> int:
     }
     more['parameters reused'] = reused
     more['training'] = {name: duration(value) for name, value in seconds.items()}
-    if args.learning_rates:
+    if any(rates.values()):
         more['learning rate'] = {name: f'{rate:g}' for name, rate in rates.items()}
     table = markdown(rows, quantity=system['label'], more=more)
     text = f'{len(args.seeds)} seeds, mean ± standard error, in %{part}.\n\n{table}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
     write_atomically(work_dir / f'transfer{suffix}.md', text)
     document = dict(runs=rows, metric=system['metric'], seeds=args.seeds, share=args.share, source=str(source),
-                    learning_rates=rates if args.learning_rates else None,
+                    learning_rates=rates if any(rates.values()) else None,
                     seconds=stages.seconds,
                     configs={name: str(path) for name, path in args.configs.items()})  # fmt: skip
     write_atomically(work_dir / f'transfer{suffix}.json', json.dumps(document, indent=1) + '\n')

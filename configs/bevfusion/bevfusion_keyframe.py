@@ -10,7 +10,7 @@ lr = 2e-3
 # cells of 0.8 m: barriers stand 2 m apart, and of neighbouring cells only one is a peak
 voxel_size = [0.1, 0.1, 0.2]
 
-model = dict(map_head=None, bbox_head=dict(num_proposals=200))
+model = dict(map_head=None, bbox_head=dict(train_cfg=dict(min_radius=2)))
 filters = _base_.filters
 train_dataloader = dict(
     batch_size=1,

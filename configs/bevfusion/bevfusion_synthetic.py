@@ -41,8 +41,9 @@ model = dict(
     pts_backbone=dict(in_channels=48, out_channels=[48, 64], layer_nums=[2, 2], norm_cfg=norm),
     pts_neck=dict(in_channels=[48, 64], out_channels=[32, 32], norm_cfg=norm),
     bbox_head=dict(
-        num_proposals=100,
+        num_proposals=200,  # a frame of the city has some 100 boxes
         in_channels=64,
+        train_cfg=dict(min_radius=1),  # of the larger cells
         hidden_channel=48,
         decoder_layer=dict(
             self_attn_cfg=dict(embed_dims=48, num_heads=4, dropout=0.0),
@@ -79,13 +80,18 @@ train_pipeline = [
     _base_.pack,
 ]
 test_pipeline = [_base_.load_images, load_points, images_test, load_map, filters[0], _base_.pack]
-train_dataloader = dict(batch_size=2, num_workers=1, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(
+    batch_size=1,  # of a few minutes' samples more is learnt in steps of one than of two
+    num_workers=1,
+    dataset=dict(pipeline=train_pipeline),
+)
 val_dataloader = dict(batch_size=2, num_workers=1, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 max_epochs = 12
-lr = 2e-3
-optim_wrapper = dict(optimizer=dict(lr=lr))
+lr = 4e-3
+optim_wrapper = dict(optimizer=dict(type='MuonAdamW', lr=lr))  # see fusion_occ_synthetic.py
+channels_last = True
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(

@@ -9,4 +9,4 @@ num_cameras = 4
 reduce_beams = 80
 # in another order than nuScenes' ten: rows of classes move by name
 object_classes = ['pedestrian', 'car', 'bus', 'truck', 'bicycle', 'motorcycle', 'traffic_cone', 'barrier']
-max_epochs = 6
+max_epochs = 5

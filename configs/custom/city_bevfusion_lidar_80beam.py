@@ -7,4 +7,4 @@ data_root = 'data/synthetic_city_4cam/'
 reduce_beams = 80
 # in another order than nuScenes' ten: rows of classes move by name
 object_classes = ['pedestrian', 'car', 'bus', 'truck', 'bicycle', 'motorcycle', 'traffic_cone', 'barrier']
-max_epochs = 6
+max_epochs = 5

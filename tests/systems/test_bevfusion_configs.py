@@ -109,7 +109,9 @@ def test_the_users_finetune_file():
         data = loader.dataset
         assert (data.type, data.data_root, data.num_cameras) == ('CustomDataset', 'data/custom_dataset/', 4)
         assert data.pipeline[1].reduce_beams == 80
-    assert cfg.val_evaluator[0].data_root == 'data/custom_dataset/'
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):  # by the info file: there are no tables
+        metric = dict(type='BEVBoxMetric', ann_file='custom_infos_val.pkl', data_root='data/custom_dataset/')
+        assert evaluator[0] == metric and evaluator[1].type == 'BEVMapMetric'
     assert cfg.optim_wrapper.optimizer.lr == 5e-5 and cfg.train_cfg.max_epochs == 12
     keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
     assert {name: keys[name].lr_mult for name in keys} == {'encoders': 0.1, 'fuser': 0.5, 'decoder': 0.5, 'heads': 1.0}

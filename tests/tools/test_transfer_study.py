@@ -55,7 +55,12 @@ def test_fractions_become_percent():
 
 def test_the_share_reused(tmp_path):
     assert transfer_study.share_reused(tmp_path) == ''
-    (tmp_path / 'load_report.json').write_text(json.dumps(dict(share_of_parameters=0.5)))
+    counts = {key: dict(elements=0) for key in ('loaded', 'adapted', 'shape', 'missing', 'kept', 'unexpected')}
+    modules = dict(
+        backbone={**counts, 'loaded': dict(elements=5), 'unexpected': dict(elements=99)},
+        head={**counts, 'adapted': dict(elements=1), 'kept': dict(elements=6)},  # left to its initialisation on purpose
+    )
+    (tmp_path / 'load_report.json').write_text(json.dumps(dict(modules=modules)))
     assert transfer_study.share_reused(tmp_path) == '50.0 %'
 
 
@@ -122,6 +127,18 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     assert sum('lr=0.001' in arguments for arguments in called[before:]) == 2 * 3
     written = json.loads(Path('work/transfer.json').read_text())
     assert written['learning_rates'] == {'from scratch': 0.002, 'full fine-tuning': 0.001}
+
+    # those rates for another share: nothing is tried again
+    Path('work/transfer.json').rename('rates.json')
+    before = len(called)
+    only = ['--only', 'full fine-tuning', *'--seeds 0 --work-dir work --share 0.5'.split()]
+    assert transfer_study.main([*only, '--rates-of', 'rates.json']) == 0 and len(called) == before + 2 * 2
+    assert ['lr=0.002' in call for call in called[before::2]] == [True, False]
+    assert ['lr=0.001' in call for call in called[before::2]] == [False, True]
+    assert '| learning rate |' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='2'):
+        transfer_study.main(['--rates-of', 'rates.json'])
+    assert 'rates.json: no learning rate of frozen encoders, progressive unfreezing' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
