@@ -7,8 +7,10 @@
     tools/ablation.py --study uniocc-labels --seeds 0 1 2    a tenth of the labels against all, with rendering, teacher
     tools/ablation.py --configs a=configs/x.py b=configs/y.py     any configs
 
-Finished trainings are used again; a killed run goes on where it stopped. The table is printed as Markdown and written
-to <work-dir>/ablation.md and ablation.json.
+UniOcc's trainings start from an image branch that has learnt depth from the LiDAR's points, once for all of them
+(--no-pretraining: from random weights). Finished trainings are used again, those of the other studies in the same
+--work-dir, too; a killed run goes on where it stopped. The table is printed as Markdown and written to
+<work-dir>/ablation.md and ablation.json (ablation_<study>.* with --study).
 """
 
 import argparse
@@ -17,8 +19,20 @@ import math
 import sys
 from pathlib import Path
 
-from demo import MASKS, TOOLS, add_common_arguments, check_common_arguments, percent, run_study
+from demo import (
+    MASKS,
+    TOOLS,
+    add_common_arguments,
+    add_pretraining_arguments,
+    check_common_arguments,
+    named_configs,
+    percent,
+    pretraining_of,
+    run_study,
+)
 from stage_runner import duration, resumable, write_atomically
+from transfer_study import compare
+from transfer_study import markdown as table_of_gains
 
 FOLDER = TOOLS.parent / 'configs/fusion_occ'
 CONFIGS = {
@@ -32,9 +46,9 @@ UNIOCC = TOOLS.parent / 'configs/uniocc'
 STUDIES = {
     'fusion': CONFIGS,
     'uniocc': {
-        '3D labels': UNIOCC / 'uniocc_synthetic_labels_nomask.py',
-        '3D labels, visibility mask': UNIOCC / 'uniocc_synthetic_labels.py',
-        '3D labels, mask, rendering': UNIOCC / 'uniocc_synthetic.py',
+        'all labels, no visibility mask': UNIOCC / 'uniocc_synthetic_labels_nomask.py',
+        'all labels': UNIOCC / 'uniocc_synthetic_labels.py',
+        'all labels, rendering': UNIOCC / 'uniocc_synthetic.py',
         'stronger setting': UNIOCC / 'uniocc_synthetic_stronger.py',
         'rendering alone': UNIOCC / 'uniocc_synthetic_rendering.py',
     },
@@ -45,6 +59,11 @@ STUDIES = {
         'all labels': UNIOCC / 'uniocc_synthetic_labels.py',
     },
 }
+PRETRAINING = {
+    name: UNIOCC / f'uniocc_synthetic_{"stronger_" * (name == "stronger setting")}depth_pretrain.py'
+    for study in ('uniocc', 'uniocc-labels')
+    for name in STUDIES[study]
+}
 
 
 def parse_args(argv=None):
@@ -54,25 +73,15 @@ def parse_args(argv=None):
     parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='instead of those of --study')
     parser.add_argument('--study', choices=sorted(STUDIES), default='fusion', help='(default: %(default)s)')
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
+    add_pretraining_arguments(parser, "the study's own, if any")
     add_common_arguments(parser, 'work_dirs/ablation', seeds=(0, 1))
     args = parser.parse_args(argv)
-    configs = named_configs(parser, args.configs, STUDIES[args.study])
-    check_common_arguments(parser, args, *configs.values())
-    args.configs = configs
+    own_configs = bool(args.configs)
+    args.configs = named_configs(parser, args.configs, STUDIES[args.study])
+    check_common_arguments(parser, args, *args.configs.values())
+    default = {} if own_configs else {name: PRETRAINING[name] for name in args.configs if name in PRETRAINING}
+    args.pretraining = pretraining_of(parser, args, default)
     return args
-
-
-def named_configs(parser, entries, default: dict) -> dict:
-    """{name: path} of ``--configs NAME=FILE ...``, or the default where the option is not given."""
-    if not entries:
-        return default
-    configs = {}
-    for entry in entries:
-        name, equals, path = entry.partition('=')
-        if not (name and equals and path) or name in configs:
-            parser.error(f'--configs: {entry!r} is not NAME=FILE with a new NAME')
-        configs[name] = Path(path)
-    return configs
 
 
 def mean(values) -> float:
@@ -106,14 +115,19 @@ def markdown(runs: dict) -> str:
 def main(argv=None) -> int:
     args = parse_args(argv)
     work_dir = Path(args.work_dir)
-    runs, stages = run_study(args)
+    runs, stages = run_study(args, args.pretraining)
     samples = next(iter(runs.values()))[0]['samples']
     seeds = (
         f'Mean of {len(args.seeds)} seeds (each in brackets), ' if len(args.seeds) > 1 else f'Seed {args.seeds[0]}, '
     )
     text = f'{seeds}{samples} held-out key frames, IoU in %.\n\n{markdown(runs)}\n'
+    if len(args.seeds) > 1:
+        mask = 'no_mask' if args.study == 'fusion' else 'lidar_mask'
+        scores = {name: [result['metrics'][f'mIoU/{mask}'] for result in results] for name, results in runs.items()}
+        text += f'\n{table_of_gains(compare(scores, 0), "config", f"mIoU, {MASKS[mask]}", 0)}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
-    write_atomically(work_dir / 'ablation.md', text)
+    stem = 'ablation' if args.study == 'fusion' else f'ablation_{args.study}'
+    write_atomically(work_dir / f'{stem}.md', text)
     document = {
         name: [
             dict(seed=seed, metrics=result['metrics'], voxels=result['voxels'])
@@ -121,9 +135,10 @@ def main(argv=None) -> int:
         ]
         for name, results in runs.items()
     }
-    document = dict(runs=document, seconds=stages.seconds, configs={k: str(v) for k, v in args.configs.items()})
-    write_atomically(work_dir / 'ablation.json', json.dumps(document, indent=1) + '\n')
-    print(f'written to {work_dir / "ablation.md"} and ablation.json')
+    document = dict(runs=document, seconds=stages.seconds, configs={k: str(v) for k, v in args.configs.items()},
+                    pretraining={k: str(v) for k, v in args.pretraining.items()})  # fmt: skip
+    write_atomically(work_dir / f'{stem}.json', json.dumps(document, indent=1) + '\n')
+    print(f'written to {work_dir / stem}.md and {stem}.json')
     return 0
 
 

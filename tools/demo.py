@@ -107,6 +107,37 @@ def add_common_arguments(parser, work_dir: str, seeds=None) -> None:
     )
 
 
+def named_configs(parser, entries, default: dict) -> dict:
+    """{name: path} of ``--configs NAME=FILE ...``, or the default where the option is not given."""
+    if not entries:
+        return default
+    configs = {}
+    for entry in entries:
+        name, equals, path = entry.partition('=')
+        if not (name and equals and path) or name in configs:
+            parser.error(f'--configs: {entry!r} is not NAME=FILE with a new NAME')
+        configs[name] = Path(path)
+    return configs
+
+
+def add_pretraining_arguments(parser, default: str) -> None:
+    """``--pretraining FILE`` and ``--no-pretraining`` of a study; ``default``: its words in the help."""
+    text = f'config of the image branch that the trainings start from (default: {default})'
+    parser.add_argument('--pretraining', metavar='FILE', help=text)
+    parser.add_argument('--no-pretraining', action='store_true', help='start from random weights')
+
+
+def pretraining_of(parser, args, default: dict) -> dict:
+    """``pretraining`` of ``run_study`` by these options."""
+    if args.no_pretraining and args.pretraining:
+        parser.error('--pretraining and --no-pretraining exclude each other')
+    if args.pretraining:
+        if not Path(args.pretraining).is_file():
+            parser.error(f'{args.pretraining}: no such file')
+        return dict.fromkeys(args.configs, args.pretraining)
+    return {} if args.no_pretraining else default
+
+
 def check_common_arguments(parser, args, *files) -> None:
     """Ends the tool where a number or one of ``files`` cannot be used."""
     if min(args.scenes, args.keyframes, args.workers) < 1:
@@ -180,7 +211,8 @@ def run_study(args, pretraining=None) -> tuple[dict, StageRunner]:
 
     Args:
         args: parsed options.
-        pretraining: config of a model that is trained first, once; the others start from its checkpoint.
+        pretraining: name -> config of a model that is trained first, once for all seeds; the trainings of that name
+            start from its checkpoint, others from random weights.
 
     Returns:
         Name -> results file's content for each of ``args.seeds``, and the stages with their times.
@@ -192,16 +224,21 @@ def run_study(args, pretraining=None) -> tuple[dict, StageRunner]:
         clear_work_dir(work_dir)
     stages = StageRunner(work_dir)
     make_city(stages, args)
-    start, after = [], ['city']
-    if pretraining is not None:
-        folder = work_dir / 'pretraining'
-        train(stages, 'pretraining', pretraining, folder, ['--cfg-options', f'data_root={args.data_root}'], amp)
-        start, after = [f'load_from={relative(last_checkpoint(folder))}'], ['city', 'pretraining']
+    pretraining = pretraining or {}
+    for config in dict.fromkeys(pretraining.values()):
+        folder = work_dir / 'pretraining' / Path(config).stem
+        options = ['--cfg-options', f'data_root={args.data_root}']
+        train(stages, f'pretraining, {Path(config).stem}', config, folder, options, amp)
     runs = {name: [] for name in args.configs}
     for seed in args.seeds:
         for name, config in args.configs.items():
             folder = work_dir / f'{re.sub("[^A-Za-z0-9]+", "_", name)}_seed{seed}'
             overrides = config_overrides(args.data_root, seed, args.cfg_options)
+            start, after = [], ['city']
+            if name in pretraining:
+                stem = Path(pretraining[name]).stem
+                start = ['--load-from', relative(last_checkpoint(work_dir / 'pretraining' / stem))]
+                after.append(f'pretraining, {stem}')
             results = train_and_test(
                 stages, f'{name}, seed {seed}', config, folder, overrides, amp, train_options=start, after=after
             )

@@ -17,8 +17,15 @@ import json
 import sys
 from pathlib import Path
 
-from ablation import named_configs
-from demo import TOOLS, add_common_arguments, check_common_arguments, run_study
+from demo import (
+    TOOLS,
+    add_common_arguments,
+    add_pretraining_arguments,
+    check_common_arguments,
+    named_configs,
+    pretraining_of,
+    run_study,
+)
 from stage_runner import duration, resumable, write_atomically
 from transfer_study import compare, markdown
 
@@ -37,21 +44,14 @@ def parse_args(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: single frame, four frames')
-    parser.add_argument(
-        '--pretraining',
-        default=str(PRETRAINING),
-        metavar='FILE',
-        help='config of the image branch (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--no-pretraining', dest='pretraining', action='store_const', const=None, help='start from random weights'
-    )
+    add_pretraining_arguments(parser, str(PRETRAINING))
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
     add_common_arguments(parser, 'work_dirs/temporal', seeds=(0, 1, 2))
     parser.set_defaults(data_root='data/synthetic_city_drives', keyframes=8)
     args = parser.parse_args(argv)
     args.configs = named_configs(parser, args.configs, CONFIGS)
-    check_common_arguments(parser, args, *args.configs.values(), *([args.pretraining] if args.pretraining else []))
+    check_common_arguments(parser, args, *args.configs.values())
+    args.pretraining = pretraining_of(parser, args, dict.fromkeys(args.configs, PRETRAINING))
     return args
 
 
@@ -65,7 +65,8 @@ def main(argv=None) -> int:
     text = f'{len(args.seeds)} seeds, mean ± standard error, IoU in %.\n\n{markdown(rows, "model", QUANTITY, POINTS)}\n'
     print(f'\n{text}\ntime: together {duration(sum(stages.seconds.values()))}')
     write_atomically(work_dir / 'temporal.md', text)
-    document = dict(runs=rows, metric=METRIC, seeds=args.seeds, seconds=stages.seconds, pretraining=args.pretraining,
+    document = dict(runs=rows, metric=METRIC, seeds=args.seeds, seconds=stages.seconds,
+                    pretraining={name: str(path) for name, path in args.pretraining.items()},
                     configs={name: str(path) for name, path in args.configs.items()})  # fmt: skip
     write_atomically(work_dir / 'temporal.json', json.dumps(document, indent=1) + '\n')
     return 0

@@ -27,7 +27,6 @@ import math
 import sys
 from pathlib import Path
 
-from ablation import named_configs
 from demo import (
     TOOLS,
     add_common_arguments,
@@ -36,6 +35,7 @@ from demo import (
     has_fast_bfloat16,
     last_checkpoint,
     make_city,
+    named_configs,
     percent,
     relative,
 )

@@ -114,6 +114,9 @@ train_dataloader = dict(
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, num_adjacent=0))
 test_dataloader = val_dataloader
 
+# from the image branch that uniocc_synthetic_depth_pretrain.py has trained (--load-from)
+load_from = dict(path=None, key_map=['depth_net -> img_view_transformer.depth_net'])
+
 max_epochs = 3
 lr = 1.2e-2
 train_cfg = dict(val_interval=max_epochs)

@@ -19,6 +19,15 @@ train_dataloader = dict(
     batch_sampler=dict(type='LabelMixBatchSampler', labelled=1),
     dataset=dict(label_fraction=label_fraction),
 )
+# the teacher starts as the student's copy
+load_from = dict(
+    path=None,
+    key_map=[
+        'img_backbone -> student.img_backbone',
+        'img_neck -> student.img_neck',
+        'depth_net -> student.img_view_transformer.depth_net',
+    ],
+)
 custom_hooks = [dict(type='MeanTeacherHook', momentum=0.99, warm_up=20)]
 linked_fields = [
     dict(name='use_mask', value=True, to='model.detector.use_mask'),

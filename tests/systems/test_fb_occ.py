@@ -531,6 +531,10 @@ def test_pretraining_makes_weights_for_the_image_branch():
     del inputs['segs']
     with pytest.raises(ConfigError, match='segs'):
         pretrainer(**batch_of(pretrainer, (inputs, sample)), mode='loss')
+    depth_alone = MODELS.build(dict(type='DepthSemanticPretrainer', num_classes=None, **parts))
+    assert set(depth_alone(**batch_of(depth_alone, (inputs, sample)), mode='loss')) == {'loss_depth'}
+    (found,) = depth_alone.eval()(**batch_of(depth_alone, (inputs, sample)), mode='predict')
+    assert 'pred_depth' in found and 'pred_segs' not in found
 
 
 # ------------------------------------------------------------------------------------------------ shipped configs

@@ -12,6 +12,7 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import BaseDataElement
 from occforge.datasets.rays import ray_rows
+from occforge.engine import load_config
 from occforge.errors import ConfigError
 from occforge.models.averaging import flip_inputs
 from occforge.models.backbones import stereo_feature
@@ -244,18 +245,48 @@ def test_prediction_decodes_batches_of_any_size_and_needs_no_rays():
     model = build().eval()
     with torch.no_grad():
         density, _ = model(inputs, mode='tensor')
-        for decode, threshold in (('argmax', 0.0), ('threshold', float(density[..., 0].median())), ('opacity', 0.05)):
+        probability = density.softmax(dim=-1)[..., 0]
+        for decode, threshold in (
+            ('argmax', 0.0),
+            ('threshold', float(density[..., 0].median())),
+            ('probability', float(probability.median()) + 1e-5),
+            ('opacity', 0.05),
+        ):
             model.decode, model.test_threshold = decode, threshold
             found = [sample.pred_occ.semantics for sample in model(inputs, samples, mode='predict')]
             occupied = {
                 'argmax': density[..., 0] >= density[..., 1],
                 'threshold': density[..., 0] > threshold,
+                'probability': probability > threshold,
                 'opacity': model.nerf_head.opacity(density[..., 0]) > threshold,
             }[decode]
             assert len(found) == 2 and found[0].shape == LABELS and found[0].dtype == torch.uint8
             assert torch.equal(torch.stack(found) != 17, occupied), decode
         single = {key: value[1:] for key, value in inputs.items()}
         torch.testing.assert_close(model(single, mode='tensor')[0], density[1:])
+
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+
+
+@pytest.mark.parametrize(
+    'pretraining, config, module',
+    [
+        ('depth_pretrain', 'synthetic', ''),
+        ('stronger_depth_pretrain', 'synthetic_stronger', ''),
+        ('depth_pretrain', 'synthetic_10percent_teacher', 'student.'),
+    ],
+)
+def test_the_pretrained_image_branch_fits(pretraining, config, module):
+    """Every tensor of the small pretraining gets to the detector, by the config's own key_map."""
+    trained = MODELS.build(load_config(CONFIGS / f'uniocc/uniocc_synthetic_{pretraining}.py').model).state_dict()
+    cfg = load_config(CONFIGS / f'uniocc/uniocc_{config}.py')
+    shapes = {name: value.shape for name, value in MODELS.build(cfg.model).state_dict().items()}
+    pairs = dict(entry.split(' -> ') for entry in cfg.load_from.key_map)
+    for name, value in trained.items():
+        head, _, rest = name.partition('.')
+        target = f'{pairs.get(head, head)}.{rest}'
+        assert target.startswith(module) and shapes[target] == value.shape, name
 
 
 @pytest.mark.parametrize('name', ['RenderOcc', 'BEVStereo4DOCC'])
@@ -572,6 +603,7 @@ def test_wrong_fields_and_missing_inputs_are_named():
         (dict(tta=('flip_z',)), 'tta'),
         (dict(nerf_head=None, use_3d_loss=False, initial_opacity=None), 'nothing supervises'),
         (dict(decode='opacity', test_threshold=8.5), 'test_threshold'),
+        (dict(decode='probability', test_threshold=0.0), 'test_threshold'),
         (dict(key_ego='imu'), 'key_ego'),
         (dict(mask='mask_radar'), 'mask'),
     ):

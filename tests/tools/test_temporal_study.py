@@ -15,7 +15,14 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 def test_help_and_wrong_arguments():
     done = subprocess.run([sys.executable, str(TOOLS / 'temporal_study.py'), '--help'], capture_output=True, text=True)
     assert done.returncode == 0 and 'single-frame' in done.stdout
-    for wrong in (['--seeds', '1', '1'], ['--configs', 'a'], ['--configs', 'a=no.py'], ['--scenes', '0']):
+    for wrong in (
+        ['--pretraining', 'no.py'],
+        ['--pretraining', __file__, '--no-pretraining'],
+        ['--seeds', '1', '1'],
+        ['--configs', 'a'],
+        ['--configs', 'a=no.py'],
+        ['--scenes', '0'],
+    ):
         with pytest.raises(SystemExit) as end:
             temporal_study.parse_args(wrong)
         assert end.value.code == 2
@@ -56,12 +63,12 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     trainings = [arguments for arguments in called if 'train.py' in arguments[0]]
     models = ['fbocc_synthetic_single', 'fbocc_synthetic']
     assert [Path(each[1]).stem for each in trainings] == ['fbocc_synthetic_depth_pretrain', *models, *models]
-    start = f'load_from={Path("work/pretraining/epoch_1.pth")}'
-    assert [start in each for each in trainings] == [False] + [True] * 4
+    start = ['--load-from', str(Path('work/pretraining/fbocc_synthetic_depth_pretrain/epoch_1.pth'))]
+    assert [each[-2:] == start for each in trainings] == [False] + [True] * 4
     written = json.loads(Path('work/temporal.json').read_text())
     assert written['runs']['four remembered frames']['better'] and written['metric'] == 'mIoU/lidar_mask'
     before = len(called)
     assert temporal_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0 and len(called) == before
     assert temporal_study.main(['--seeds', '0', '--work-dir', 'bare', '--no-pretraining']) == 0
     trainings = [arguments for arguments in called[before:] if 'train.py' in arguments[0]]
-    assert len(trainings) == 2 and not any('load_from' in text for each in trainings for text in map(str, each))
+    assert len(trainings) == 2 and not any('--load-from' in text for each in trainings for text in map(str, each))

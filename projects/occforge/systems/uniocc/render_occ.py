@@ -41,8 +41,9 @@ class RenderOcc(StereoVolumeDetector):
         final_softplus: softplus behind the densities, too.
         test_threshold: of ``decode``.
         decode: 'threshold': occupied where density 0 is above ``test_threshold``; 'argmax': where it is above density 1
-            (needs training with 3D labels); 'opacity': where a voxel takes more of the light than the share
-            ``test_threshold``. None: 'argmax' with ``use_3d_loss``, else 'threshold'.
+            (needs training with 3D labels); 'probability': where their softmax is above ``test_threshold`` (likewise);
+            'opacity': where a voxel takes more of the light than the share ``test_threshold``. None: 'argmax' with
+            ``use_3d_loss``, else 'threshold'.
         initial_opacity: share of the light that a voxel of the untrained model takes. The reference's starts as good as
             transparent (1e-6), so that no ray sees anything and hardly a gradient arrives. None: leave the layers as
             torch initialises them.
@@ -80,12 +81,14 @@ class RenderOcc(StereoVolumeDetector):
         if mask not in ('mask_camera', 'mask_lidar'):
             raise ConfigError(f"RenderOcc.mask is {mask!r}, expected 'mask_camera' or 'mask_lidar'")
         decode = decode or ('argmax' if use_3d_loss else 'threshold')
-        if decode not in ('threshold', 'argmax', 'opacity'):
-            raise ConfigError(f"RenderOcc.decode is {decode!r}, expected 'threshold', 'argmax' or 'opacity'")
-        if decode == 'opacity' and (nerf_head is None or not 0 < test_threshold < 1):
+        if decode not in ('threshold', 'argmax', 'probability', 'opacity'):
             raise ConfigError(
-                f"RenderOcc.decode='opacity' needs a nerf_head and test_threshold in (0, 1), found {test_threshold}"
+                f"RenderOcc.decode is {decode!r}, expected 'threshold', 'argmax', 'probability' or 'opacity'"
             )
+        if decode in ('probability', 'opacity') and not 0 < test_threshold < 1:
+            raise ConfigError(f'RenderOcc.decode={decode!r} needs test_threshold in (0, 1), found {test_threshold}')
+        if decode == 'opacity' and nerf_head is None:
+            raise ConfigError("RenderOcc.decode='opacity' needs a nerf_head")
         if initial_opacity is not None and (nerf_head is None or not 0 < initial_opacity < 1):
             raise ConfigError(f'RenderOcc.initial_opacity is {initial_opacity}: needs a nerf_head and (0, 1)')
         if nerf_head is None and not use_3d_loss:
@@ -203,6 +206,8 @@ class RenderOcc(StereoVolumeDetector):
         """(B, X, Y, Z) bool of densities (B, X, Y, Z, 2), see ``decode``."""
         if self.decode == 'argmax':
             return density.argmax(dim=-1) == 0
+        if self.decode == 'probability':
+            return density[..., 0] - density[..., 1] > math.log(self.test_threshold / (1 - self.test_threshold))
         if self.decode == 'opacity':
             return density[..., 0] > self.nerf_head.density_of(self.test_threshold)
         return density[..., 0] > self.test_threshold
