@@ -59,11 +59,10 @@ STUDIES = {
         'all labels': UNIOCC / 'uniocc_synthetic_labels.py',
     },
 }
-PRETRAINING = {
-    name: UNIOCC / f'uniocc_synthetic_{"stronger_" * (name == "stronger setting")}depth_pretrain.py'
-    for study in ('uniocc', 'uniocc-labels')
-    for name in STUDIES[study]
-}
+PRETRAINING = dict.fromkeys(
+    [*STUDIES['uniocc'], *STUDIES['uniocc-labels']], UNIOCC / 'uniocc_synthetic_depth_pretrain.py'
+)
+PRETRAINING['stronger setting'] = UNIOCC / 'uniocc_synthetic_stronger_depth_pretrain.py'
 
 
 def parse_args(argv=None):

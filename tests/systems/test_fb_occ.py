@@ -550,6 +550,14 @@ def test_configs_build(path):
     assert cfg.sync_bn is False
 
 
+@pytest.mark.parametrize('detector', ['fbocc_synthetic', 'fbocc_synthetic_single'])
+def test_the_small_pretrained_image_branch_fits(detector):
+    names = ('fbocc_synthetic_depth_pretrain', detector)
+    trained, wanted = (MODELS.build(load_config(CONFIGS / f'fbocc/{name}.py').model).state_dict() for name in names)
+    left = [name for name, value in trained.items() if name not in wanted or wanted[name].shape != value.shape]
+    assert left == ['seg_head.weight', 'seg_head.bias']
+
+
 def test_the_mask_reaches_the_model():
     for override in ('use_mask=False', 'model.use_mask=False'):
         assert load_config(CONFIGS / 'fbocc/fbocc_synthetic.py', [override]).model.use_mask is False

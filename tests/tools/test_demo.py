@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import ablation
@@ -131,6 +132,26 @@ def test_ablation_table_is_the_mean_of_the_seeds():
     assert rows['fusion'][:2] == ['2', '**55.0** (50.0, 60.0)']
     assert rows['car'] == ['55.0', '25.0', '1,000']
     assert rows['bicycle'] == ['-', '-', '1,000']
+
+
+def test_ablation_of_uniocc_starts_from_depth_and_prints_gains(tmp_path, monkeypatch, capsys):
+    scores = {'10 % of the labels': (10.0, 12.0), 'all labels': (20.0, 22.0)}
+    asked = {}
+
+    def run_study(args, pretraining):
+        asked.update(pretraining)
+        runs = {name: [results(x) for x in scores.get(name, (15.0, 15.0))] for name in args.configs}
+        return runs, types.SimpleNamespace(seconds={})
+
+    monkeypatch.setattr(ablation, 'run_study', run_study)
+    assert ablation.main(['--study', 'uniocc-labels', '--work-dir', str(tmp_path)]) == 0
+    assert '| all labels | 21.0 ± 1.0 | 20.0, 22.0 | +10.0 ± 1.4 | yes |' in capsys.readouterr().out
+    assert {path.stem for path in asked.values()} == {'uniocc_synthetic_depth_pretrain'} and len(asked) == 4
+    assert (tmp_path / 'ablation_uniocc-labels.md').is_file()
+    study = ['--study', 'uniocc']
+    assert ablation.parse_args(study).pretraining['stronger setting'].stem == 'uniocc_synthetic_stronger_depth_pretrain'
+    assert ablation.parse_args([*study, '--no-pretraining']).pretraining == {}
+    assert ablation.parse_args([]).pretraining == {}
 
 
 def test_overrides_name_only_what_differs():
