@@ -72,8 +72,7 @@ def config_overrides(data_root, seed, extra=()) -> list:
     """--cfg-options that point a config at a city and a seed; only what differs from the default."""
     options = []
     if os.path.normpath(data_root) != os.path.normpath('data/synthetic_city'):
-        loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-        options += [f'{loader}.dataset.data_root={data_root}' for loader in loaders]
+        options.append(f'data_root={data_root}')  # the config's linked field: a data set may be wrapped in another
     if seed:
         options.append(f'randomness.seed={seed}')
     options += extra
