@@ -40,6 +40,29 @@ def test_as_torch(layout, shape, options, bias):
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('shape', [(2, 7, 7), (4, 6, 6), (7, 1, 7), (7, 7, 1), (3, 9, 8)], ids=str)
+@pytest.mark.parametrize('autocast', [True, False], ids=['autocast', 'all bfloat16'])
+def test_bfloat16_gradients_of_flat_volumes(autocast, shape, stride):
+    """Memory is filled with NaN between the steps: a gradient that reads what nobody has written has it, too."""
+    torch.manual_seed(0)
+    layer = Conv3d(16, 16, 3, stride, padding=1)
+    x = torch.randn(1, 16, *shape)
+    layer(x).square().sum().backward()
+    expected = layer.weight.grad.clone()
+    layer, x = (layer, x) if autocast else (layer.bfloat16(), x.bfloat16())
+    for _ in range(3):
+        layer.zero_grad()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+            answer = layer(x)
+        assert answer.dtype == torch.bfloat16
+        loss = answer.square().sum()
+        left = [torch.full((10**power,), float('nan')) for power in range(2, 7) for _ in range(6)]
+        del left
+        loss.backward()
+        assert (layer.weight.grad - expected).norm() < 0.02 * expected.norm()
+
+
 def test_a_single_small_volume_reaches_onednn():
     layer, plain, x = Conv3d(64, 64, 3, padding=1), nn.Conv3d(64, 64, 3, padding=1), torch.zeros(1, 64, 4, 50, 50)
     names = []

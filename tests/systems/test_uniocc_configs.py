@@ -11,6 +11,8 @@ from occforge.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted([*(ROOT / 'configs/renderocc').glob('*.py'), *(ROOT / 'configs/uniocc').glob('*.py')])
+PRETRAINERS = [path for path in CONFIGS if path.stem.endswith('depth_pretrain')]
+DETECTORS = [path for path in CONFIGS if path not in PRETRAINERS]
 
 
 def _published():
@@ -20,7 +22,7 @@ def _published():
     return {name.partition(':')[2]: shapes for name, shapes in json.loads(path.read_text()).items()}
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', DETECTORS, ids=lambda path: path.stem)
 def test_every_config_builds_and_loads_what_its_model_needs(path):
     cfg = load_config(path)
     model = MODELS.build(cfg.model)
@@ -74,7 +76,7 @@ def _on_city(cfg, loader, root):
     return DATASETS.build(cfg[loader].dataset)
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', DETECTORS, ids=lambda path: path.stem)
 def test_every_pipeline_makes_what_its_model_takes(path, tiny_city):
     cfg = load_config(path)
     item = _on_city(cfg, 'train_dataloader', tiny_city)[0] if '10percent.py' not in path.name else None
@@ -91,6 +93,19 @@ def test_every_pipeline_makes_what_its_model_takes(path, tiny_city):
     assert ('gt_occ' in item['data_samples']) == (model.get('use_3d_loss', True) is True)
     tested = _on_city(cfg, 'val_dataloader', tiny_city)[0]
     assert not {'rays', 'points', 'sparse_depth'} & set(tested['inputs'])
+
+
+@pytest.mark.parametrize('path', PRETRAINERS, ids=lambda path: path.stem)
+def test_every_pretraining_reads_images_and_depth_alone(path, tiny_city):
+    cfg = load_config(path)
+    item = _on_city(cfg, 'train_dataloader', tiny_city)[0]
+    assert tuple(item['inputs']['imgs'].shape[2:4]) == tuple(cfg.model.depth_net.input_size)
+    assert 'sparse_depth' in item['inputs'] and not {'rays', 'points'} & set(item['inputs'])
+    assert 'gt_occ' not in item['data_samples']
+    model = MODELS.build(cfg.model).train()
+    batch = dict(inputs={name: [value] for name, value in item['inputs'].items()}, data_samples=[item['data_samples']])
+    losses = model(**model.data_preprocessor(batch), mode='loss')
+    assert set(losses) == {'loss_depth'} and losses['loss_depth'] > 0
 
 
 def test_the_small_teacher_and_student_train_a_step(tiny_city):
