@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from mmdet3d.structures import Det3DDataSample
+from occforge.errors import ConfigError
 from occforge.ops.sparse_conv import neighbour_map, sparse_conv
 from torch import nn
 
@@ -140,3 +142,31 @@ def test_loading_is_timed_by_transform():
 
     samples, seconds = benchmark.load_samples(Data(), 3)
     assert samples == [3, 4, 3] and set(seconds) == {'function', 'Add'}
+
+
+def test_unfused_rendering_computes_the_same(monkeypatch):
+    from occforge.ops import render_rays, volume_render
+
+    for name in ('choose', 'interpolate_grids'):  # put back after the test
+        monkeypatch.setattr(volume_render, name, getattr(volume_render, name))
+    torch.manual_seed(0)
+    density = (3 * torch.randn(1, 8, 7, 5)).requires_grad_()
+    semantics = torch.randn(1, 8, 7, 5, 4).requires_grad_()
+    origins, directions = torch.randn(50, 3), torch.randn(50, 3)
+
+    def rendered():
+        found = render_rays(density, semantics, origins, directions, [-4.0, -3.5, -2.5], [1.0] * 3, step=0.5)
+        loss = found.depth.sum() + found.semantics.square().sum() + found.distortion.sum()
+        return *found, *torch.autograd.grad(loss, (density, semantics))
+
+    fused = rendered()
+    benchmark.render_unfused()
+    unfused = rendered()
+    for one, other in zip(fused, unfused):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(fused[1], unfused[1]), 'the same bits: the fused operator has run again'
+    with pytest.raises(ConfigError, match='--batch 1'):
+        render_rays(
+            density.expand(2, -1, -1, -1), semantics.expand(2, -1, -1, -1, -1), origins, directions, [-4.0, -3.5, -2.5],
+            [1.0] * 3, step=0.5, grid_index=torch.zeros(50, dtype=torch.int64),
+        )  # fmt: skip

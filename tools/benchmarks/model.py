@@ -4,6 +4,7 @@
     tools/benchmarks/model.py configs/fusion_occ/fusion_occ_synthetic.py
     tools/benchmarks/model.py configs/fusion_occ/fusion_occ.py --data-root data/city_full --precision fp32 bf16
     tools/benchmarks/model.py CONFIG --mode train --precision bf16 --steps 200      200 steps: is any loss not finite?
+    tools/benchmarks/model.py configs/uniocc/uniocc_synthetic.py --random --mode train --rendering unfused
 
 Samples come from the config's own data set; where that is not on disk, --random makes some of noise at nuScenes' size
 (times are those of real ones, except where a layer's work depends on the content: sparse convolutions), or a synthetic
@@ -17,7 +18,8 @@ earlier frames sees each place of the batch as one long drive. The time of a sta
 arrival of the gradients of its outputs to the next such arrival, with the parts that activation checkpointing computes
 again. Whole steps are timed first, without the probes. FLOPs: two for each multiply-add of a forward pass, of
 convolutions, matrix products, attention, sparse convolution and frustum pooling. Kept memory: the tensors that a stage
-saves for the backward pass.
+saves for the backward pass. `--rendering unfused` renders rays as one writes it in torch: every sample's place,
+grid_sample, opacities, weights and sums are tensors of their own.
 """
 
 import argparse
@@ -51,6 +53,9 @@ def parse_arguments(argv=None):
     parser.add_argument('--samples', type=positive, default=2, help='samples to load and time (default: 2)')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--threads', type=positive, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        '--rendering', choices=('fused', 'unfused'), default='fused', help='of rays, one sample a step (default: fused)'
+    )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--out', type=Path, help='write the numbers to this JSON file as well')
     return parser.parse_args(argv)
@@ -263,6 +268,24 @@ def random_samples(cfg, samples):
     return folder
 
 
+def render_unfused():
+    """Let ``render_rays`` and ``render_samples`` run in their plain-torch forms, interpolating by grid_sample."""
+    import torch
+    from occforge.errors import ConfigError
+    from occforge.ops import volume_render
+
+    def grid_sample(grids, points, index):
+        if len(grids) > 1:
+            raise ConfigError(f'--rendering unfused takes one sample a step (--batch 1), found {len(grids)}')
+        size = torch.tensor(grids.shape[1:4], device=points.device)
+        places = ((points + 0.5) / size * 2 - 1).flip(-1)[None, None, None]
+        found = torch.nn.functional.grid_sample(grids.movedim(-1, 1), places, align_corners=False)
+        return found[0, :, 0, 0].T
+
+    volume_render.choose = lambda name, device, reference: reference
+    volume_render.interpolate_grids = grid_sample
+
+
 def summary(values):
     return dict(median=statistics.median(values), fastest=min(values), slowest=max(values), runs=len(values))
 
@@ -440,6 +463,8 @@ def main(argv=None):
         if args.device == 'cuda' and not torch.cuda.is_available():
             raise ConfigError('--device cuda: torch sees no GPU')
         device = torch.device('cuda' if args.device != 'cpu' and torch.cuda.is_available() else 'cpu')
+        if args.rendering == 'unfused':
+            render_unfused()
         if device.type == 'cpu':  # as trainings do
             keep_freed_memory()
         precisions = args.precision or (list(PRECISIONS) if device.type == 'cuda' else ['fp32'])
@@ -457,6 +482,7 @@ def main(argv=None):
             torch=torch.__version__,
             compiled_operators=has_extension(),
             samples='random' if args.random else 'of the data set',
+            rendering=args.rendering,
             parameters=sum(parameter.numel() for parameter in benchmark.model.parameters()),
         )
         print(', '.join(f'{name} {value}' for name, value in document.items()))
