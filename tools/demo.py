@@ -57,10 +57,8 @@ def relative(path) -> str:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 (AMX or AVX512-BF16): --amp then halves the training's time.
-
-    oneDNN's bfloat16 convolutions do not repeat bit for bit, those in float32 do.
-    """
+    """Whether this CPU multiplies matrices in bfloat16 (AMX or AVX512-BF16): --amp then saves a third of a training's
+    time or more."""
     try:
         flags = Path('/proc/cpuinfo').read_text()
     except OSError:

@@ -204,21 +204,30 @@ def test_unknown_labels_and_the_mask_do_not_count():
         assert losses['loss_3d_sem'] == 0 and torch.isfinite(density.grad).all()
 
 
-def test_bfloat16_steps_stay_finite_and_learn():
-    model = build().train()
-    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
-    first = last = None
-    for step in range(20):
-        inputs, samples = tiny_batch(seed=step % 4, rays=(50 - step, 2 * step))
-        with torch.autocast('cpu', dtype=torch.bfloat16):
-            losses = model(inputs, samples, mode='loss')
-        loss = total(losses)
-        loss.backward()
-        assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None), step
-        optimizer.step()
-        optimizer.zero_grad()
-        first, last = (float(loss) if first is None else first), float(loss)
-    assert last < first
+def test_bfloat16_steps_stay_finite_learn_and_repeat():
+    def train():
+        model, losses = build().train(), []
+        optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+        for step in range(20):
+            inputs, samples = tiny_batch(seed=step % 4, rays=(50 - step, 2 * step))
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                loss = total(model(inputs, samples, mode='loss'))
+            loss.backward()
+            bad = [
+                name
+                for name, value in model.named_parameters()
+                if value.grad is not None and not torch.isfinite(value.grad).all()
+            ]
+            assert not bad, (step, bad)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+        return losses, model.state_dict()
+
+    losses, weights = train()
+    assert losses[-1] < losses[0]
+    again, same = train()
+    assert again == losses and all(torch.equal(weights[name], same[name]) for name in weights)
 
 
 @pytest.mark.slow
