@@ -11,8 +11,9 @@ model = dict(
     detector=detector,
     weight_unlabelled=1.0,
     ramp_iters=200,
-    geo_threshold=0.7,
-    sem_threshold=0.6,
+    soft=True,
+    geo_threshold=0.0,
+    sem_threshold=0.0,
 )
 train_dataloader = dict(
     batch_size=2,

@@ -426,10 +426,8 @@ def test_convnext_loads_the_authors_names():
 
 def tiny_pair(**changes):
     torch.manual_seed(0)
-    detector = tiny_config()
-    model = MODELS.build(
-        dict(type='UniOccTeacherStudent', detector=detector, geo_threshold=0.5, sem_threshold=0.0, **changes)
-    )
+    thresholds = dict(geo_threshold=0.5, sem_threshold=0.0)
+    model = MODELS.build(dict(thresholds, type='UniOccTeacherStudent', detector=tiny_config(), **changes))
     model.init_weights()
     return model.train()
 
@@ -457,7 +455,7 @@ def test_unlabelled_frames_learn_from_the_teacher_and_not_from_labels():
 def test_the_teacher_lifts_to_measured_depths_and_the_student_does_not():
     model = tiny_pair()
     inputs, samples = tiny_batch()
-    first = model.pseudo_labels(inputs, samples)[0]
+    geometry, classes, sure, named = model.pseudo_labels(inputs, samples)
     features, _ = model.student.eval().extract_feat(inputs)
     inputs = dict(inputs, sparse_depth=torch.where(inputs['sparse_depth'] > 0, 2.0, 0.0))
     moved, _ = model.student.extract_feat(inputs)
@@ -465,17 +463,40 @@ def test_the_teacher_lifts_to_measured_depths_and_the_student_does_not():
     injected, _ = model.teacher.extract_feat(inputs, samples, inputs['sparse_depth'][:, None])
     plain, _ = model.teacher.extract_feat(inputs, samples)
     assert not torch.allclose(injected, plain)
-    assert first.shape == (2, *LABELS)
+    assert geometry.shape == (2, *LABELS, 2) and classes.shape == (2, *LABELS, 17)
+    assert sure.shape == named.shape == (2, *LABELS)
+
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_the_teacher_gives_its_answer_or_its_probabilities(soft):
+    model = tiny_pair(soft=soft, geo_threshold=0.6)
+    model.teacher.decode, model.teacher.test_threshold = 'probability', 0.2
+    inputs, samples = tiny_batch()
+    density, semantic = model.teacher.voxel_outputs(torch.randn(2, 8, *reversed(LABELS)))
+    density = torch.randn_like(density)
+    model.teacher.voxel_outputs = lambda features: (density, semantic)
+    geometry, classes, sure, named = model.pseudo_labels(inputs, samples)
+    probability = density.softmax(dim=-1)[..., 0]
+    occupied = probability > 0.2
+    assert torch.equal(sure, torch.where(occupied, probability >= 0.6, probability <= 0.4))
+    assert torch.equal(named, sure & occupied) and named.any() and (sure & ~occupied).any()
+    if soft:
+        torch.testing.assert_close(geometry[..., 0], probability)
+        torch.testing.assert_close(classes, semantic.softmax(dim=-1))
+    else:
+        assert torch.equal(geometry[..., 0], occupied.float()) and torch.equal(geometry[..., 1], (~occupied).float())
+        assert torch.equal(classes.argmax(dim=-1), semantic.argmax(dim=-1)) and set(classes.unique().tolist()) == {0, 1}
 
 
 def test_only_voxels_of_which_the_teacher_is_sure_count():
     model = tiny_pair()
     density = torch.zeros(1, *LABELS, 2, requires_grad=True)
     semantic = torch.zeros(1, *LABELS, 17, requires_grad=True)
-    classes = torch.full((1, *LABELS), 4)
+    geometry, classes = torch.zeros(1, *LABELS, 2), torch.zeros(1, *LABELS, 17)
+    geometry[..., 0] = classes[..., 4] = 1
     sure = torch.zeros(1, *LABELS, dtype=torch.bool)
     sure[0, 3, 4, 1] = True
-    losses = model.teacher_losses(density, semantic, classes, sure, sure, torch.tensor([True]))
+    losses = model.teacher_losses(density, semantic, geometry, classes, sure, sure, torch.tensor([True]))
     assert float(losses['loss_teacher_geo'].detach()) == pytest.approx(np.log(2), rel=1e-5)
     assert float(losses['loss_teacher_sem'].detach()) == pytest.approx(np.log(17), rel=1e-5)
     total(losses).backward()

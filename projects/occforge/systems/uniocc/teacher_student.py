@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...engine.amp import float32_island
 from ...engine.dist import reduce_mean_count
 from ...errors import ConfigError
-from .render_occ import FREE, UNKNOWN
+from .render_occ import UNKNOWN
 
 
 @MODELS.register_module()
@@ -31,6 +31,8 @@ class UniOccTeacherStudent(Base3DDetector):
             where the pipeline gives them).
         weight_unlabelled: factor of the losses against the teacher.
         ramp_iters: iterations over which that factor rises from 0, as exp(-5 (1 - x)^2).
+        soft: learn the teacher's probabilities, not its answer. A camera is seldom sure of a voxel, so that most of
+            what it sees faintly would count as free.
         geo_threshold, sem_threshold: least probability of the teacher's answer for a voxel to count.
         use_lidar_depth: lift the teacher's features to measured depths.
         use_mask: voxels of unlabelled frames that no camera observes do not count: ``visibility`` is needed.
@@ -48,6 +50,7 @@ class UniOccTeacherStudent(Base3DDetector):
         detector,
         weight_unlabelled=1.0,
         ramp_iters=0,
+        soft=False,
         geo_threshold=0.7,
         sem_threshold=0.6,
         use_lidar_depth=True,
@@ -77,7 +80,7 @@ class UniOccTeacherStudent(Base3DDetector):
         if not self.student.use_3d_loss:
             raise ConfigError('UniOccTeacherStudent.detector.use_3d_loss must be True: the teacher gives 3D labels')
         self.weight_unlabelled, self.ramp_iters = weight_unlabelled, ramp_iters
-        self.geo_threshold, self.sem_threshold = geo_threshold, sem_threshold
+        self.soft, self.geo_threshold, self.sem_threshold = soft, geo_threshold, sem_threshold
         self.use_lidar_depth, self.predict_with = use_lidar_depth, predict_with
         seen = None
         if use_mask:
@@ -151,7 +154,12 @@ class UniOccTeacherStudent(Base3DDetector):
 
     @torch.no_grad()
     def pseudo_labels(self, inputs, data_samples):
-        """The teacher's classes (B, X, Y, Z) int64 and where it is sure of geometry and of the class, both bool."""
+        """What the teacher says, and where it is sure.
+
+        Returns:
+            Probabilities of "occupied" and "free" (B, X, Y, Z, 2) and of the classes (B, X, Y, Z, 17), without ``soft``
+            0 and 1; voxels of whose geometry and of whose class the teacher is sure, both (B, X, Y, Z) bool.
+        """
         measured = None
         if self.use_lidar_depth:
             if 'sparse_depth' not in inputs:
@@ -161,34 +169,36 @@ class UniOccTeacherStudent(Base3DDetector):
                 measured = torch.cat([measured, inputs['adjacent_depth']], dim=1)
         features, _ = self.teacher.extract_feat(inputs, data_samples, measured)
         density, semantic = self.teacher.to_label_grid(*self.teacher.voxel_outputs(features))
-        geometry = density.float().softmax(dim=-1)
-        occupied = geometry[..., 0] > geometry[..., 1]
-        probability, classes = semantic.float().softmax(dim=-1).max(dim=-1)
-        sure = geometry.amax(dim=-1) >= self.geo_threshold
+        occupied = self.teacher.occupied(density)
+        geometry, classes = density.float().softmax(dim=-1), semantic.float().softmax(dim=-1)
+        sure = torch.where(occupied, geometry[..., 0], geometry[..., 1]) >= self.geo_threshold
         if self.visible is not None:
             sure &= self.visible
-        return torch.where(occupied, classes, FREE), sure, sure & occupied & (probability >= self.sem_threshold)
+        named = sure & occupied & (classes.amax(dim=-1) >= self.sem_threshold)
+        if not self.soft:
+            geometry = F.one_hot((~occupied).long(), 2).float()
+            classes = F.one_hot(classes.argmax(dim=-1), classes.shape[-1]).float()
+        return geometry, classes, sure, named
 
     @float32_island
-    def teacher_losses(self, density, semantic, classes, sure_geometry, sure_class, unlabelled) -> dict:
+    def teacher_losses(self, density, semantic, geometry, classes, sure_geometry, sure_class, unlabelled) -> dict:
         """Cross entropies against the teacher, of the unlabelled samples' voxels of which it is sure.
 
         Args:
             density, semantic: the student's, (B, X, Y, Z, 2) and (B, X, Y, Z, 17).
-            classes, sure_geometry, sure_class: of ``pseudo_labels``.
+            geometry, classes, sure_geometry, sure_class: of ``pseudo_labels``.
             unlabelled: (B,) bool.
         """
         chosen = unlabelled[:, None, None, None]
-        geometry, named = sure_geometry & chosen, sure_class & chosen
-        free = (classes[geometry] == FREE).long()
-        geo = F.cross_entropy(density[geometry].float(), free, reduction='sum')
+        known, named = sure_geometry & chosen, sure_class & chosen
+        geo = F.cross_entropy(density[known].float(), geometry[known], reduction='sum')
         sem = F.cross_entropy(semantic[named].float(), classes[named], reduction='sum')
         weight = self.unlabelled_weight
-        voxels = (unlabelled.sum() * classes[0].numel()).clamp(min=1)
+        voxels = (unlabelled.sum() * known[0].numel()).clamp(min=1)
         return dict(
-            loss_teacher_geo=weight * geo / reduce_mean_count(geometry.sum()),
+            loss_teacher_geo=weight * geo / reduce_mean_count(known.sum()),
             loss_teacher_sem=weight * sem / reduce_mean_count(named.sum()),
-            pseudo_share=geometry.sum() / voxels,
+            pseudo_share=known.sum() / voxels,
         )
 
     @property
