@@ -1,9 +1,7 @@
-# Depth-aware teacher-student: a tenth of the key frames labelled, the others shown without any label but the LiDAR's
-# depth. Half of each batch is labelled.
-_base_ = './uniocc_synthetic.py'
+# Depth-aware teacher-student on top of uniocc_synthetic_10percent_rendering.py: where there are no 3D labels, the
+# student learns besides from the average of its own weights, lifted to the LiDAR's depth.
+_base_ = './uniocc_synthetic_10percent_rendering.py'
 
-label_fraction = 0.1
-max_epochs = 3  # an epoch shows every unlabelled frame once: nearly as many steps as with all labels, of two frames
 detector = _base_.model
 model = dict(
     _delete_=True,
@@ -14,11 +12,6 @@ model = dict(
     soft=True,
     geo_threshold=0.0,
     sem_threshold=0.0,
-)
-train_dataloader = dict(
-    batch_size=2,
-    batch_sampler=dict(type='LabelMixBatchSampler', labelled=1),
-    dataset=dict(label_fraction=label_fraction),
 )
 # the teacher starts as the student's copy
 load_from = dict(
