@@ -488,6 +488,30 @@ def test_the_teacher_gives_its_answer_or_its_probabilities(soft):
         assert torch.equal(classes.argmax(dim=-1), semantic.argmax(dim=-1)) and set(classes.unique().tolist()) == {0, 1}
 
 
+def test_only_voxels_that_measured_rays_cross_count():
+    model = tiny_pair(use_mask=True, visibility='rays', geo_threshold=0.0)
+    inputs, samples = tiny_batch(rays=(0, 2))
+    rows = torch.zeros(2, 13)
+    rows[:, 3] = 255
+    low, high = (torch.tensor(model.student.nerf_head.point_cloud_range).view(2, 3)[i] for i in (0, 1))
+    cell = (high - low) / torch.tensor(LABELS)
+    rows[:, 4:7] = low + 0.5 * cell  # the middle of the first voxel
+    rows[0, 2], rows[0, 7] = 2.0, cell[0]  # two voxels along x
+    rows[1, 7:10] = cell  # not measured
+    inputs['rays'] = [torch.zeros(0, 13), rows]
+    inputs['bda'] = torch.eye(3).repeat(2, 1, 1)
+    sure = model.pseudo_labels(inputs, samples)[2]
+    assert sorted(map(tuple, sure.nonzero().tolist())) == [(1, 0, 0, 0), (1, 1, 0, 0), (1, 2, 0, 0)]
+    inputs['bda'][1, 0, 0] = -1  # x is mirrored with the volume
+    mirrored = model.pseudo_labels(inputs, samples)[2]
+    assert torch.equal(mirrored, sure.flip(1)), 'the grid is symmetric in x'
+    with pytest.raises(ConfigError, match='GenerateRays'):
+        model.pseudo_labels({name: value for name, value in inputs.items() if name != 'rays'}, samples)
+    detector = tiny_config(nerf_head=None, initial_opacity=None)
+    with pytest.raises(ConfigError, match='nerf_head'):
+        MODELS.build(dict(type='UniOccTeacherStudent', detector=detector, use_mask=True, visibility='rays'))
+
+
 def test_only_voxels_of_which_the_teacher_is_sure_count():
     model = tiny_pair()
     density = torch.zeros(1, *LABELS, 2, requires_grad=True)

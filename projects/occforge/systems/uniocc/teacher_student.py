@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from ...engine.amp import float32_island
 from ...engine.dist import reduce_mean_count
 from ...errors import ConfigError
-from .render_occ import UNKNOWN
+from ...models.heads import Rays
+from ...ops import observed_cells
+from .render_occ import FREE, UNKNOWN
 
 
 @MODELS.register_module()
@@ -35,8 +37,10 @@ class UniOccTeacherStudent(Base3DDetector):
             what it sees faintly would count as free.
         geo_threshold, sem_threshold: least probability of the teacher's answer for a voxel to count.
         use_lidar_depth: lift the teacher's features to measured depths.
-        use_mask: voxels of unlabelled frames that no camera observes do not count: ``visibility`` is needed.
-        visibility: ``.npy`` file (X, Y, Z), share of the frames in which a camera observes a voxel.
+        use_mask: voxels of unlabelled frames that nobody observes do not count: ``visibility`` is needed. Nothing has
+            taught the teacher what is in them.
+        visibility: 'rays': voxels that the sample's measured rays cross or end in (needs a ``nerf_head`` and 'rays' in
+            ``inputs``). Or a ``.npy`` file (X, Y, Z), share of the frames in which a camera observes a voxel.
         min_visibility: share from which a voxel counts.
         predict_with: 'teacher' or 'student', whose predictions are tested.
         data_preprocessor, init_cfg: as in mmdet3d.
@@ -83,7 +87,10 @@ class UniOccTeacherStudent(Base3DDetector):
         self.soft, self.geo_threshold, self.sem_threshold = soft, geo_threshold, sem_threshold
         self.use_lidar_depth, self.predict_with = use_lidar_depth, predict_with
         seen = None
-        if use_mask:
+        self.seen_by_rays = use_mask and visibility == 'rays'
+        if self.seen_by_rays and self.student.nerf_head is None:
+            raise ConfigError("UniOccTeacherStudent.visibility='rays' needs a detector with a nerf_head")
+        if use_mask and not self.seen_by_rays:
             try:
                 seen = torch.from_numpy(np.load(visibility, allow_pickle=False) >= min_visibility)
             except (OSError, ValueError) as error:
@@ -174,11 +181,29 @@ class UniOccTeacherStudent(Base3DDetector):
         sure = torch.where(occupied, geometry[..., 0], geometry[..., 1]) >= self.geo_threshold
         if self.visible is not None:
             sure &= self.visible
+        if self.seen_by_rays:
+            sure &= self.cells_of_rays(inputs, sure.shape[1:])
         named = sure & occupied & (classes.amax(dim=-1) >= self.sem_threshold)
         if not self.soft:
             geometry = F.one_hot((~occupied).long(), 2).float()
             classes = F.one_hot(classes.argmax(dim=-1), classes.shape[-1]).float()
         return geometry, classes, sure, named
+
+    def cells_of_rays(self, inputs, size):
+        """(B, X, Y, Z) bool, label voxels of the augmented ego frame that measured rays cross or end in."""
+        if 'rays' not in inputs:
+            raise ConfigError("UniOccTeacherStudent.visibility='rays' needs 'rays' (GenerateRays)")
+        head = self.student.nerf_head
+        lower, upper = head.point_cloud_range[:3], head.point_cloud_range[3:]
+        edges = [(high - low) / cells for low, high, cells in zip(lower, upper, size)]
+        empty = torch.full(tuple(size), FREE, dtype=torch.uint8, device=inputs['bda'].device)
+        seen = []
+        for rows, turn in zip(inputs['rays'], inputs['bda'].float()):
+            rays = Rays.of(rows.to(empty.device))
+            rays = rays.take(rays.depth > 0)
+            targets = rays.origin + rays.depth[:, None] * rays.direction
+            seen.append(observed_cells(empty, rays.origin @ turn.T, targets @ turn.T, lower, edges, free=FREE))
+        return torch.stack(seen)
 
     @float32_island
     def teacher_losses(self, density, semantic, geometry, classes, sure_geometry, sure_class, unlabelled) -> dict:
