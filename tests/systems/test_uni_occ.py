@@ -17,6 +17,7 @@ from occforge.errors import ConfigError
 from occforge.models.averaging import flip_inputs
 from occforge.models.backbones import stereo_feature
 from occforge.systems.uniocc import MeanTeacherHook
+from torch.nn import functional as F
 
 GRID = dict(x=[-8.0, 8.0, 0.8], y=[-8.0, 8.0, 0.8], z=[-1.0, 2.2, 0.8], depth=[1.0, 9.0, 1.0])
 RANGE = [-8.0, -8.0, -1.0, 8.0, 8.0, 2.2]
@@ -463,8 +464,7 @@ def test_the_teacher_lifts_to_measured_depths_and_the_student_does_not():
     injected, _ = model.teacher.extract_feat(inputs, samples, inputs['sparse_depth'][:, None])
     plain, _ = model.teacher.extract_feat(inputs, samples)
     assert not torch.allclose(injected, plain)
-    assert geometry.shape == (2, *LABELS, 2) and classes.shape == (2, *LABELS, 17)
-    assert sure.shape == named.shape == (2, *LABELS)
+    assert geometry.shape == classes.shape == sure.shape == named.shape == (2, *LABELS)
 
 
 @pytest.mark.parametrize('soft', [False, True])
@@ -479,13 +479,21 @@ def test_the_teacher_gives_its_answer_or_its_probabilities(soft):
     probability = density.softmax(dim=-1)[..., 0]
     occupied = probability > 0.2
     assert torch.equal(sure, torch.where(occupied, probability >= 0.6, probability <= 0.4))
-    assert torch.equal(named, sure & occupied) and named.any() and (sure & ~occupied).any()
+    assert (sure & occupied).any() and (sure & ~occupied).any()
     if soft:
         torch.testing.assert_close(geometry[..., 0], probability)
         torch.testing.assert_close(classes, semantic.softmax(dim=-1))
+        torch.testing.assert_close(named, torch.where(sure, probability, 0.0))
     else:
-        assert torch.equal(geometry[..., 0], occupied.float()) and torch.equal(geometry[..., 1], (~occupied).float())
-        assert torch.equal(classes.argmax(dim=-1), semantic.argmax(dim=-1)) and set(classes.unique().tolist()) == {0, 1}
+        assert torch.equal(geometry, (~occupied).long()) and torch.equal(classes, semantic.argmax(dim=-1))
+        assert torch.equal(named, (sure & occupied).float())
+    losses = model.teacher_losses(density, semantic, geometry, classes, sure, named, torch.tensor([False, True]))
+    one_hot = [geometry, classes] if soft else [F.one_hot(geometry, 2), F.one_hot(classes, 17)]
+    geo, sem = (
+        (-target * logits.log_softmax(dim=-1)).sum(dim=-1)[1] for target, logits in zip(one_hot, (density, semantic))
+    )
+    torch.testing.assert_close(losses['loss_teacher_geo'], geo[sure[1]].mean())
+    torch.testing.assert_close(losses['loss_teacher_sem'], (sem * named[1]).sum() / named[1].sum())
 
 
 def test_only_voxels_that_measured_rays_cross_count():
@@ -516,15 +524,24 @@ def test_only_voxels_of_which_the_teacher_is_sure_count():
     model = tiny_pair()
     density = torch.zeros(1, *LABELS, 2, requires_grad=True)
     semantic = torch.zeros(1, *LABELS, 17, requires_grad=True)
-    geometry, classes = torch.zeros(1, *LABELS, 2), torch.zeros(1, *LABELS, 17)
-    geometry[..., 0] = classes[..., 4] = 1
+    geometry, classes = torch.zeros(1, *LABELS).long(), torch.full((1, *LABELS), 4)
     sure = torch.zeros(1, *LABELS, dtype=torch.bool)
     sure[0, 3, 4, 1] = True
-    losses = model.teacher_losses(density, semantic, geometry, classes, sure, sure, torch.tensor([True]))
+    losses = model.teacher_losses(density, semantic, geometry, classes, sure, sure.float(), torch.tensor([True]))
     assert float(losses['loss_teacher_geo'].detach()) == pytest.approx(np.log(2), rel=1e-5)
     assert float(losses['loss_teacher_sem'].detach()) == pytest.approx(np.log(17), rel=1e-5)
     total(losses).backward()
     assert density.grad[~sure].abs().sum() == 0 and density.grad[sure][0, 0] < 0 < density.grad[sure][0, 1]
+
+
+def test_the_student_starts_as_the_detector_would_alone():
+    torch.manual_seed(0)
+    alone = MODELS.build(tiny_config())
+    alone.init_weights()
+    pair = tiny_pair()
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, pair.student.state_dict()[name]), name
+        assert torch.equal(value, pair.teacher.state_dict()[name]), name
 
 
 def test_the_teacher_averages_parameters_and_statistics_and_is_saved():

@@ -33,8 +33,8 @@ class UniOccTeacherStudent(Base3DDetector):
             where the pipeline gives them).
         weight_unlabelled: factor of the losses against the teacher.
         ramp_iters: iterations over which that factor rises from 0, as exp(-5 (1 - x)^2).
-        soft: learn the teacher's probabilities, not its answer. A camera is seldom sure of a voxel, so that most of
-            what it sees faintly would count as free.
+        soft: learn the teacher's probabilities (labels drawn from them, on average), not its answer. A camera is seldom
+            sure of a voxel, so that most of what it sees faintly would count as free.
         geo_threshold, sem_threshold: least probability of the teacher's answer for a voxel to count.
         use_lidar_depth: lift the teacher's features to measured depths.
         use_mask: voxels of unlabelled frames that nobody observes do not count: ``visibility`` is needed. Nothing has
@@ -78,8 +78,8 @@ class UniOccTeacherStudent(Base3DDetector):
                 raise ConfigError(f'UniOccTeacherStudent.{name} is {value}, expected a probability')
         if use_mask and visibility is None:
             raise ConfigError('UniOccTeacherStudent.use_mask needs visibility, the share of frames that see a voxel')
-        self.student = MODELS.build(copy.deepcopy(detector))
-        self.teacher = MODELS.build(detector)
+        self.student = MODELS.build(detector)
+        self.teacher = copy.deepcopy(self.student)  # draws no random numbers: the student starts as it would alone
         self.teacher.requires_grad_(False)
         if not self.student.use_3d_loss:
             raise ConfigError('UniOccTeacherStudent.detector.use_3d_loss must be True: the teacher gives 3D labels')
@@ -164,8 +164,9 @@ class UniOccTeacherStudent(Base3DDetector):
         """What the teacher says, and where it is sure.
 
         Returns:
-            Probabilities of "occupied" and "free" (B, X, Y, Z, 2) and of the classes (B, X, Y, Z, 17), without ``soft``
-            0 and 1; voxels of whose geometry and of whose class the teacher is sure, both (B, X, Y, Z) bool.
+            Targets of ``F.cross_entropy``: "occupied" or "free" and the class, (B, X, Y, Z) int64; with ``soft`` their
+            probabilities, (B, X, Y, Z, 2) and (B, X, Y, Z, 17). Voxels of whose geometry the teacher is sure, (B, X, Y,
+            Z) bool, and how much the class of each counts, (B, X, Y, Z) float32.
         """
         measured = None
         if self.use_lidar_depth:
@@ -183,11 +184,10 @@ class UniOccTeacherStudent(Base3DDetector):
             sure &= self.visible
         if self.seen_by_rays:
             sure &= self.cells_of_rays(inputs, sure.shape[1:])
-        named = sure & occupied & (classes.amax(dim=-1) >= self.sem_threshold)
-        if not self.soft:
-            geometry = F.one_hot((~occupied).long(), 2).float()
-            classes = F.one_hot(classes.argmax(dim=-1), classes.shape[-1]).float()
-        return geometry, classes, sure, named
+        named = (sure & (classes.amax(dim=-1) >= self.sem_threshold)).float()
+        if self.soft:  # as labels drawn from the probabilities would count on average
+            return geometry, classes, sure, named * geometry[..., 0]
+        return (~occupied).long(), classes.argmax(dim=-1), sure, named * occupied
 
     def cells_of_rays(self, inputs, size):
         """(B, X, Y, Z) bool, label voxels of the augmented ego frame that measured rays cross or end in."""
@@ -206,24 +206,25 @@ class UniOccTeacherStudent(Base3DDetector):
         return torch.stack(seen)
 
     @float32_island
-    def teacher_losses(self, density, semantic, geometry, classes, sure_geometry, sure_class, unlabelled) -> dict:
+    def teacher_losses(self, density, semantic, geometry, classes, sure, named, unlabelled) -> dict:
         """Cross entropies against the teacher, of the unlabelled samples' voxels of which it is sure.
 
         Args:
             density, semantic: the student's, (B, X, Y, Z, 2) and (B, X, Y, Z, 17).
-            geometry, classes, sure_geometry, sure_class: of ``pseudo_labels``.
+            geometry, classes, sure, named: of ``pseudo_labels``.
             unlabelled: (B,) bool.
         """
         chosen = unlabelled[:, None, None, None]
-        known, named = sure_geometry & chosen, sure_class & chosen
-        geo = F.cross_entropy(density[known].float(), geometry[known], reduction='sum')
-        sem = F.cross_entropy(semantic[named].float(), classes[named], reduction='sum')
+        sure, named = sure & chosen, named * chosen
+        geo = F.cross_entropy(density[sure].float(), geometry[sure], reduction='sum')
+        some = named > 0
+        sem = F.cross_entropy(semantic[some].float(), classes[some], reduction='none') @ named[some]
         weight = self.unlabelled_weight
-        voxels = (unlabelled.sum() * known[0].numel()).clamp(min=1)
+        voxels = (unlabelled.sum() * sure[0].numel()).clamp(min=1)
         return dict(
-            loss_teacher_geo=weight * geo / reduce_mean_count(known.sum()),
+            loss_teacher_geo=weight * geo / reduce_mean_count(sure.sum()),
             loss_teacher_sem=weight * sem / reduce_mean_count(named.sum()),
-            pseudo_share=known.sum() / voxels,
+            pseudo_share=sure.sum() / voxels,
         )
 
     @property
