@@ -3,7 +3,7 @@
 seeds, one table of the mIoU under the LiDAR mask on held-out scenes.
 
     tools/temporal_study.py                     seeds 0, 1 and 2
-    tools/temporal_study.py --seeds 0 --scenes 4 --keyframes 3 --cfg-options max_epochs=2
+    tools/temporal_study.py --seeds 0 --scenes 4 --keyframes 3 --cfg-options max_epochs=1
     tools/temporal_study.py --no-pretraining    from random weights
     tools/temporal_study.py --configs single=a.py mine=b.py     any configs, gains are over the first
 
@@ -32,7 +32,7 @@ from transfer_study import compare, markdown
 FOLDER = TOOLS.parent / 'configs/fbocc'
 CONFIGS = {
     'single frame': FOLDER / 'fbocc_synthetic_single.py',
-    'four remembered frames': FOLDER / 'fbocc_synthetic.py',
+    'eight remembered frames': FOLDER / 'fbocc_synthetic.py',
 }
 PRETRAINING = FOLDER / 'fbocc_synthetic_depth_pretrain.py'
 METRIC, QUANTITY = 'mIoU/lidar_mask', 'mIoU, LiDAR mask'
@@ -43,11 +43,11 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: single frame, four frames')
+    parser.add_argument('--configs', nargs='+', metavar='NAME=FILE', help='default: single frame, eight frames')
     add_pretraining_arguments(parser, str(PRETRAINING))
     parser.add_argument('--city-seed', type=int, default=0, help='(default: %(default)s)')
     add_common_arguments(parser, 'work_dirs/temporal', seeds=(0, 1, 2))
-    parser.set_defaults(data_root='data/synthetic_city_drives', keyframes=8)
+    parser.set_defaults(data_root='data/synthetic_city_drives', keyframes=16)
     args = parser.parse_args(argv)
     args.configs = named_configs(parser, args.configs, CONFIGS)
     check_common_arguments(parser, args, *args.configs.values())

@@ -36,4 +36,5 @@ test_dataloader = None
 test_evaluator = None
 linked_fields_data = [dict(name='data_root', value=_base_.data_root, to='train_dataloader.dataset.data_root')]
 max_epochs = 12
+optim_wrapper = dict(paramwise_cfg=None)  # everything learns at one rate
 custom_hooks = []

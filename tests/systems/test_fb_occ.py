@@ -21,7 +21,7 @@ from occforge.engine.temporal import load_temporal, temporal_content, temporal_p
 from occforge.errors import ConfigError, DataError
 from occforge.models.averaging import flip_inputs
 from occforge.systems.fbocc import HistoryHook, OccupancyStream
-from occforge.systems.fbocc.history import warp, warp_grid
+from occforge.systems.fbocc.history import FrameInfo, warp, warp_grid
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs'
@@ -399,6 +399,21 @@ def test_history_may_be_kept_in_half_the_bits():
         a, b = (probabilities(model, tiny_frame(0, n)) for model in (full, half))
     assert half.memory('eval').state_dict()[0][0].dtype == torch.bfloat16
     torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)
+
+
+def test_the_fusion_may_start_as_the_mean_of_the_frames():
+    torch.manual_seed(0)
+    model = MODELS.build(tiny_config(history_init='mean', history_cat_num=2)).eval()
+    for part in (model.history_keyframe_time_conv, model.history_keyframe_cat_conv):
+        part[1] = torch.nn.Identity()
+    memory, still = model.memory('eval'), torch.eye(4, dtype=torch.float64)
+    volumes = torch.rand(4, 1, 8, 10, 10, 4)
+    for n, volume in enumerate(volumes):
+        fused = model.fuse_history(volume, torch.eye(3)[None], [FrameInfo('drive', n == 0, still)], memory)
+        past = volumes[[max(n - 1, 0), max(n - 2, 0)]]
+        torch.testing.assert_close(fused, (volume + past.sum(dim=0)) / 3, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match="history_init is 'first', expected 'random' or 'mean'"):
+        MODELS.build(tiny_config(history_init='first'))
 
 
 # --------------------------------------------------------------------------------------------------- test time flips

@@ -31,7 +31,7 @@ def test_help_and_wrong_arguments():
 def test_the_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     called = []
-    scores = {'single_frame': 10.0, 'four_remembered_frames': 11.9}
+    scores = {'single_frame': 10.0, 'eight_remembered_frames': 11.9}
 
     def call(self, arguments, entry):
         called.append(arguments)
@@ -58,7 +58,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     assert temporal_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0
     # means 10.1 and 12.0 with a standard error of 0.1 each
     shown = capsys.readouterr().out
-    assert '| four remembered frames | 12.0 ± 0.1 | 11.9, 12.1 | +1.9 ± 0.1 | yes |' in shown
+    assert '| eight remembered frames | 12.0 ± 0.1 | 11.9, 12.1 | +1.9 ± 0.1 | yes |' in shown
     assert '| model | mIoU, LiDAR mask | each seed | gain over single frame | 1.5 points and 2 SE |' in shown
     trainings = [arguments for arguments in called if 'train.py' in arguments[0]]
     models = ['fbocc_synthetic_single', 'fbocc_synthetic']
@@ -66,7 +66,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     start = ['--load-from', str(Path('work/pretraining/fbocc_synthetic_depth_pretrain/epoch_1.pth'))]
     assert [each[-2:] == start for each in trainings] == [False] + [True] * 4
     written = json.loads(Path('work/temporal.json').read_text())
-    assert written['runs']['four remembered frames']['better'] and written['metric'] == 'mIoU/lidar_mask'
+    assert written['runs']['eight remembered frames']['better'] and written['metric'] == 'mIoU/lidar_mask'
     before = len(called)
     assert temporal_study.main(['--seeds', '0', '1', '--work-dir', 'work']) == 0 and len(called) == before
     assert temporal_study.main(['--seeds', '0', '--work-dir', 'bare', '--no-pretraining']) == 0
