@@ -7,13 +7,13 @@ model = dict(
     _delete_=True,
     type='UniOccTeacherStudent',
     detector=detector,
-    weight_unlabelled=1.0,
-    ramp_iters=200,
+    weight_unlabelled=0.3,  # of 432 steps the teacher has too little to say before the second half
+    ramp_iters=430,
     use_mask=True,
     visibility='rays',
     soft=True,
     geo_threshold=0.0,
-    sem_threshold=0.0,
+    sem_threshold=0.7,
 )
 # the teacher starts as the student's copy
 load_from = dict(
@@ -24,7 +24,7 @@ load_from = dict(
         'depth_net -> student.img_view_transformer.depth_net',
     ],
 )
-custom_hooks = [dict(type='MeanTeacherHook', momentum=0.99, warm_up=20)]
+custom_hooks = [dict(type='MeanTeacherHook', momentum=0.98, warm_up=20)]
 linked_fields = [
     dict(name='use_mask', value=True, to='model.detector.use_mask'),
     dict(name='aux_frames', value=_base_.aux_frames, to='train_dataloader.dataset.aux_frames'),
