@@ -3,7 +3,7 @@
 seeds, one table of the mIoU under the LiDAR mask on held-out scenes.
 
     tools/temporal_study.py                     seeds 0, 1 and 2
-    tools/temporal_study.py --seeds 0 --scenes 4 --keyframes 3 --cfg-options max_epochs=1
+    tools/temporal_study.py --seeds 0 --scenes 4 --keyframes 3 --cfg-options max_epochs=2
     tools/temporal_study.py --no-pretraining    from random weights
     tools/temporal_study.py --configs single=a.py mine=b.py     any configs, gains are over the first
 
